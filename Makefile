@@ -16,7 +16,7 @@ $(VENV)/.base: pyproject.toml constraints.txt
 
 # What the checks and the tests need beside it (torch is the CPU build that constraints.txt pins).
 $(VENV)/.dev: $(VENV)/.base
-	$(PIP) -c constraints.txt -e '.[archive,train,metrics,otel,plot,tensorboard]' --group test --group check
+	$(PIP) -c constraints.txt -e '.[archive,train,metrics,otel,plot,ray,tensorboard]' --group test --group check
 	touch $@
 
 # What the demo draws its curves with.

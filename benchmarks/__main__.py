@@ -37,10 +37,11 @@ BENCHMARKS = {
     "engine": "benchmarks.engine",
     "learning": "benchmarks.learning",
     "trl": "benchmarks.trl_learning",
+    "ray": "benchmarks.ray_cost",
 }
 PARTS = {
     "page": ("paint", "delay", "wall", "long", "memory", "record", "cost"),
-    "fleet": ("load", "unwatched", "watched", "viewers", "producer", "many", "memory", "soak"),
+    "fleet": ("load", "unwatched", "watched", "viewers", "producer", "lifecycle", "many", "memory", "soak"),
 }
 HISTORY = Path(__file__).parent / "history"
 

@@ -7,6 +7,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from benchmarks.fleet_hub import TOKEN
@@ -34,7 +35,8 @@ def run(quick: bool, only: str | None = None) -> Iterator[Figure]:
 
 
 def _hub(**options: Any) -> Helper:
-    return Helper("benchmarks.fleet_hub", **options)
+    """A hub with these settings. It sends no pings by default, since viewers that only read do not answer any."""
+    return Helper("benchmarks.fleet_hub", **{"heartbeat_s": 3600.0, **options})
 
 
 def _runner(hub: Helper | None) -> Helper:
@@ -281,6 +283,42 @@ def _cost_of(played: dict[str, Any]) -> float:
     return float(played["cpu"] / played["events"] * 1e6)
 
 
+# -- events that nobody watches ----------------------------------------------------------------------------------------
+
+
+def _lifecycle(quick: bool) -> Iterator[Figure]:
+    """Events of chains that nobody watches, which travel and are recorded all the same: what one costs, and how large it is."""
+    seconds, rounds = (0.5, 1) if quick else (4.0, 9)
+    load = {"chains": 400, "tokens_per_s": 10.0, "events_per_s": 4000.0, "seconds": seconds, "turns": 5}
+    at_hub: list[float] = []
+    with tempfile.TemporaryDirectory(prefix="rollcast-hub-") as folder:
+        with _hub(record=folder) as hub, _runner(hub) as runner:
+
+            def published() -> float:
+                before = hub.do("stand")["cpu"]
+                played = runner.do("play", to="hub", load=load)
+                at_hub.append((hub.do("settle")["cpu"] - before) / _others(played) * 1e6)
+                return float(played["cpu"] / _others(played) * 1e6)
+
+            def unwatched() -> float:
+                played = runner.do("play", to="nobody", load=load)
+                return float(played["cpu"] / _others(played) * 1e6)
+
+            cost = paired({"nobody": unwatched, "hub": published}, rounds)
+            events = sum(hub.do("stand")["events"].values())
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    title = "fleet: 4,000 events/s other than tokens, which nobody watches, an event"
+    yield figure(f"{title}: the hub, with its record", at_hub[1:], "µs")
+    more = [a - b for a, b in zip(cost["hub"], cost["nobody"], strict=True)]
+    yield figure(f"{title}: the producer, more than without a hub", more, "µs")
+    yield figure(f"{title}: the record at the hub", size / events, "B")
+
+
+def _others(played: dict[str, Any]) -> int:
+    """How many events were played that are not tokens."""
+    return int(played["events"] - played["tokens"])
+
+
 # -- many producers ----------------------------------------------------------------------------------------------------
 
 
@@ -288,7 +326,7 @@ def _many(quick: bool) -> Iterator[Figure]:
     """A thousand producers that are connected at once, as tasks of two processes."""
     producers, idle_s = (20, 0.5) if quick else (1000, 30.0)
     with contextlib.ExitStack() as stack:
-        hub = stack.enter_context(_hub())
+        hub = stack.enter_context(_hub(heartbeat_s=20.0))
         flocks = [
             stack.enter_context(Helper("benchmarks.fleet_flock", hub=hub.greeting["url"])) for _ in range(2)
         ]
@@ -302,10 +340,14 @@ def _many(quick: bool) -> Iterator[Figure]:
         began, cpu = time.monotonic(), hub.cpu_s
         time.sleep(idle_s)
         idle = (hub.cpu_s - cpu) / (time.monotonic() - began)
-        for half in (True, False):
-            for flock in flocks:
-                flock.begin("publish", half=half)
-            took = max(flock.end()["seconds"] for flock in flocks)
+        for flock in flocks:
+            flock.begin("publish", half=True)
+        took = max(flock.end()["seconds"] for flock in flocks)
+        open_runs = hub.do("settle")["open_runs"]
+        for flock in flocks:
+            flock.begin("publish", half=False)
+        for flock in flocks:
+            flock.end()
         ended = hub.do("settle")
         for flock in flocks:
             flock.do("leave")
@@ -315,6 +357,8 @@ def _many(quick: bool) -> Iterator[Figure]:
     yield figure(f"{title}: memory of one at the hub", memory / producers / 1024, "KiB")
     yield figure(f"{title}: idle, CPU of the hub, of a core", idle, "×")
     yield figure(f"{title}: half of their events at once, until all are acknowledged", took, "s")
+    begun = producers * connected[0]["begun"]
+    yield figure(f"{title}: runs open at the hub then, of {begun:,}", open_runs, "runs", f">= {begun}")
     expected = producers * connected[0]["events"]
     yield figure(
         f"{title}: events that the hub lacks", expected - sum(ended["events"].values()), "events", "<= 0"
@@ -380,6 +424,7 @@ PARTS: dict[str, Callable[[bool], Iterator[Figure]]] = {
     "watched": _watched,
     "viewers": _viewers,
     "producer": _producer,
+    "lifecycle": _lifecycle,
     "many": _many,
     "memory": _memory,
 }

@@ -84,9 +84,10 @@ class Stage:
         """Connect so many producers; how long that took, in seconds."""
         manager = StreamingManager()
         with capture_events(manager) as capture:
-            await play_load(
-                manager, Load(chains=4, tokens_per_s=0, events_per_s=20, seconds=1, flat_out=True)
+            load = Load(
+                chains=4, chains_per_run=100, tokens_per_s=0, events_per_s=20, seconds=1, flat_out=True
             )
+            await play_load(manager, load)
         await manager.aclose()
         self._events = [
             event for event in capture.events if event.event_type is not StreamEventType.LLM_GENERATION_CHUNK
@@ -99,7 +100,9 @@ class Stage:
             member = Member(connection, f"producer-{number}", self._events)
             await member.greet()
             self._members.append(member)
-        return {"seconds": time.perf_counter() - began, "events": len(self._events)}
+        half = [event.event_type for event in self._events[: len(self._events) // 2]]
+        begun = half.count(StreamEventType.RUN_START) - half.count(StreamEventType.RUN_END)
+        return {"seconds": time.perf_counter() - began, "events": len(self._events), "begun": begun}
 
     async def publish(self, half: bool) -> dict[str, Any]:
         """Let all publish half of their events, or the rest, and wait until the hub has them; how long that took, in seconds."""

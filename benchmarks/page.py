@@ -236,45 +236,53 @@ def _record(started: Browser, quick: bool) -> Iterator[Figure]:
 
 
 def _cost(started: Browser, quick: bool) -> Iterator[Figure]:
-    """What an open page costs the process whose run it shows."""
-    chains, rounds = (8, 1) if quick else (384, 15)
-    with StageProcess() as stage:
-        stage.do("play", chains=8)
+    """What an open page costs the process whose run it shows: runs that are all sampling, and a training."""
+    kinds: dict[str, dict[str, int]] = {"play": {"chains": 384, "runs": 8}, "train": {"steps": 4}}
+    rounds = 15
+    if quick:
+        kinds, rounds = {"play": {"chains": 8}, "train": {"steps": 1}}, 1
+    titles = {"play": "a run", "train": "a training"}
+    for what, options in kinds.items():
+        with StageProcess() as stage:
+            stage.do("play", chains=8)
+            results = paired(_watched(started, stage, what, options), rounds)
+        cpu = {name: [result["cpu"] for result in values] for name, values in results.items()}
+        digests = {result["digest"] for values in results.values() for result in values}
+        title = f"page: CPU of {titles[what]}"
+        yield figure(f"{title}, no page", cpu["none"], "s")
+        yield figure(
+            f"{title}, the overview open / no page", ratios(cpu["overview"], cpu["none"]), "×", "<= 1.02"
+        )
+        yield figure(f"{title}, a hidden tab / no page", ratios(cpu["hidden"], cpu["none"]), "×", "<= 1.02")
+        yield figure(f"{title}: results that differ by a byte", len(digests) - 1, "", "<= 0")
 
-        def closed() -> dict[str, Any]:
-            return stage.do("play", chains=chains)
 
-        def shown(route: str) -> Callable[[], dict[str, Any]]:
-            def play() -> dict[str, Any]:
-                with Tab(started) as tab:
-                    tab.page.goto(stage.url + route)
-                    tab.see("main .panel")
-                    return stage.do("play", chains=chains)
+def _watched(
+    started: Browser, stage: StageProcess, what: str, options: dict[str, int]
+) -> dict[str, Callable[[], dict[str, Any]]]:
+    """The same work without a page, with the overview open, and with a hidden tab."""
 
-            return play
+    def closed() -> dict[str, Any]:
+        while stage.do("clients")["clients"]:
+            time.sleep(0.05)
+        return stage.do(what, **options)
 
-        def hidden() -> dict[str, Any]:
-            with Tab(started) as tab:
-                tab.page.goto(stage.url)
-                tab.see("main .panel")
-                tab.hide()
-                while stage.do("clients")["clients"]:
-                    tab.page.wait_for_timeout(200)
-                return stage.do("play", chains=chains)
+    def overview() -> dict[str, Any]:
+        with Tab(started) as tab:
+            tab.page.goto(stage.url)
+            tab.see("main .panel")
+            return stage.do(what, **options)
 
-        results = paired({"none": closed, "overview": shown(""), "hidden": hidden}, rounds)
-    cpu = {name: [result["cpu"] for result in values] for name, values in results.items()}
-    digests = {result["digest"] for values in results.values() for result in values}
-    yield figure(
-        "page: CPU of a run, the overview open / no page",
-        ratios(cpu["overview"], cpu["none"]),
-        "×",
-        "<= 1.02",
-    )
-    yield figure(
-        "page: CPU of a run, a hidden tab / no page", ratios(cpu["hidden"], cpu["none"]), "×", "<= 1.02"
-    )
-    yield figure("page: runs whose trajectories differ by a byte", len(digests) - 1, "runs", "<= 0")
+    def hidden() -> dict[str, Any]:
+        with Tab(started) as tab:
+            tab.page.goto(stage.url)
+            tab.see("main .panel")
+            tab.hide()
+            while stage.do("clients")["clients"]:
+                tab.page.wait_for_timeout(200)
+            return stage.do(what, **options)
+
+    return {"none": closed, "overview": overview, "hidden": hidden}
 
 
 def _share(values: list[float], share: float) -> float:

@@ -20,9 +20,10 @@ from rollcast.archive.skeleton import Skeleton
 from rollcast.models.tiny import TinyBackend
 from rollcast.records import StreamEvent, StreamEventType, encode_lines
 from rollcast.rollout import BaseAgent
-from rollcast.serve import ServerSettings, WebSocketStreamingServer
+from rollcast.serve import ServerSettings, WebSocketStreamingServer, queries
 from rollcast.stream import ChainWriter, RunWriter, StreamingManager
 from rollcast.tasks import get_task
+from rollcast.train import GRPOConfig, train
 
 __all__ = ["main"]
 
@@ -31,6 +32,7 @@ RUN = "01a22362-9796-7bd9-b031-b70bcfaca05b"  # of the record
 EVENTS_OF_A_TURN = 5
 TICK_S = 0.002  # between two bursts of tokens
 TURN = 200  # tokens in a turn of a chain whose tokens are watched
+queries.KEEP_S = 0.1  # so that the next trial, without a page, does not pay for the table of the one before
 
 
 class Stage:
@@ -50,12 +52,13 @@ class Stage:
         """What it does, by name."""
         return {
             "stream": self.stream, "turnover": self.turnover, "wall": self.wall, "long": self.long, "ended": self.ended, "play": self.play,
-            "say": self.say, "clients": self.clients, "record": self.record,
+            "say": self.say, "clients": self.clients, "record": self.record, "train": self.train,
         }  # fmt: skip
 
     async def clients(self) -> dict[str, Any]:
-        """How many clients are connected."""
-        return {"clients": self.server.statistics().connections}
+        """How many clients are connected, or are still paid for: a table of rows outlives the last query."""
+        tables = sum("(rows)" in each.name for each in self.manager.statistics())
+        return {"clients": self.server.statistics().connections + tables}
 
     async def stream(self, chains: int, rate: int, seconds: float) -> dict[str, Any]:
         """One group whose chains write `rate` tokens a second together; a token's text is the time, in milliseconds, when it was sent."""
@@ -114,17 +117,35 @@ class Stage:
         self._open, self._runs = [], []
         return {}
 
-    async def play(self, chains: int) -> dict[str, Any]:
-        """Run the arithmetic task on the embedded model; returns the CPU seconds of this process."""
+    async def play(self, chains: int, runs: int = 1) -> dict[str, Any]:
+        """Run the arithmetic task on the embedded model, so many times one after another; returns the CPU seconds of this process."""
         self._backend = self._backend or TinyBackend()
         agent = BaseAgent(backend=self._backend, tools=self._task.tools, reward=self._task.reward)
         agent.streaming_manager = self.manager
         began, cpu = time.perf_counter(), time.process_time()
-        result = await agent.run_async(8, self._task.rows(chains // 8, seed=7), enable_streaming=True, seed=7)
+        rows = self._task.rows(chains // 8, seed=7)
+        results = [await agent.run_async(8, rows, enable_streaming=True, seed=7) for _ in range(runs)]
         await self.manager.drain()
         spent = time.process_time() - cpu
-        digest = "".join(t.digest() for t in result.trajectories)
+        digest = "".join(t.digest() for result in results for t in result.trajectories)
         return {"cpu": spent, "wall": time.perf_counter() - began, "digest": hash(digest)}
+
+    async def train(self, steps: int) -> dict[str, Any]:
+        """Train the embedded model on the arithmetic task, 128 chains a step; returns the CPU seconds of this process."""
+        agent = BaseAgent(
+            backend=TinyBackend(),
+            tools=self._task.tools,
+            reward=self._task.reward,
+            streaming_manager=self.manager,
+        )
+        config = GRPOConfig(steps=steps, eval_questions=1, eval_every=0, save_every=0)
+        began, cpu = time.perf_counter(), time.process_time()
+        result = await train(agent, self._task, config)
+        await self.manager.drain()
+        spent = time.process_time() - cpu
+        await agent.backend.close()
+        rewards = [progress.metrics.get("mean_reward") for progress in result.history]
+        return {"cpu": spent, "wall": time.perf_counter() - began, "digest": hash(str(rewards))}
 
     async def record(self, path: str, chains: int, events: int) -> dict[str, Any]:
         """Write a record with this many events, and this many chains in groups of eight, to a new folder."""

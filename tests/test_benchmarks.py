@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NAMES = [
-    "off", "emit", "loop", "isolation", "serve", "snapshots", "import", "scale", "views", "page", "fleet", "recording", "archive", "peers", "backends", "engine", "learning", "trl",
+    "off", "emit", "loop", "isolation", "serve", "snapshots", "import", "scale", "views", "page", "fleet", "recording", "archive", "peers", "backends", "engine", "learning", "trl", "ray",
 ]  # fmt: skip
 
 
@@ -29,6 +29,8 @@ def test_benchmark_runs(benchmarks, name, monkeypatch, tmp_path, capsys):
     """Each benchmark works at tiny sizes, prints a row a figure, and can be kept."""
     if name == "page":
         pytest.importorskip("benchmarks.page", exc_type=ImportError)
+    if name == "ray":
+        pytest.importorskip("ray", reason="the extra ray is not installed")
     monkeypatch.setattr(benchmarks, "HISTORY", tmp_path)
     context = contextvars.copy_context()  # they leave chains open, which `current_chain` would find later
     figures = context.run(benchmarks.main, ["--quick", "--save", name])

@@ -54,6 +54,11 @@ PRINTS = {
         r"chain_0 │ ■ answered · 2 steps · 9 tokens",
         r"chain_0 answered 1\.0 The answer is 408\.\nchain_1 answered 1\.0 The answer is 408\.\n$",
     ],
+    "on_ray": [
+        r"chain_0 on \S+-\d+: \S.*\n",
+        r"chain_3 on \S+-\d+: \S.*\n",
+        r"mean reward [01]\.\d\d, the same as without Ray\n$",
+    ],
     "own_backend": [r"user: What is 6 \* 7\?", r"tool: 42\nassistant: The answer is 42\.\nreward 1\.0\n$"],
     "own_loop": [
         r"chain_0 │ 17 \+ 25 makes 42\.\n",
@@ -76,7 +81,10 @@ PRINTS = {
         r"8 chains ran, mean reward \d\.\d+\n$",
     ],
 }
-SLOW = {"find_the_hung_chain"}  # a chain must be quiet for twelve seconds
+SLOW = {
+    "find_the_hung_chain",
+    "on_ray",
+}  # a chain must be quiet for twelve seconds; a cluster takes as long to start
 
 
 def test_every_example_is_run():
@@ -147,6 +155,8 @@ def served():
 )
 def test_example(path, tmp_path):
     """It ends well, warns of nothing and prints what it promises. No example looks further than this machine."""
+    if path.stem == "on_ray":
+        pytest.importorskip("ray", reason="the extra ray is not installed")
     with contextlib.ExitStack() as stack:
         base_url = stack.enter_context(served()) if path.stem == "openai_loop" else ""
         done = run_example(path, tmp_path, base_url)

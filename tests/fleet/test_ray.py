@@ -132,6 +132,7 @@ async def test_a_runner_that_is_killed_is_replaced_and_its_chains_run_again(clus
     agent.streaming_manager.add_observer(capture)
     async with workers(cluster) as runners:
         running = asyncio.create_task(agent.run_async(3, HELLO, 2, True, seed=1, workers=runners))
+        await until(lambda: len(capture_of(capture, "tool_call_start")) == 2, 60)
         await until(lambda: len(pids(tmp_path)) == 2, 60)
         os.kill(pids(tmp_path)[0], signal.SIGKILL)
         await until(lambda: len(pids(tmp_path)) == 3 or capture_of(capture, "chain_start", attempt=2), 60)

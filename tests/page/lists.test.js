@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { chipsOf, facetsOf, filterRows, isFollowing, neighbour, sortRows, windowOf } from "../../src/rollcast/serve/page/lists.js";
+import { chipsOf, facetsOf, filterRows, haveSeveralSources, isFollowing, neighbour, sortRows, windowOf } from "../../src/rollcast/serve/page/lists.js";
 import { formatRoute, parseRoute } from "../../src/rollcast/serve/page/route.js";
 import { stateOf, wallOf } from "../../src/rollcast/serve/page/wall.js";
 
@@ -174,4 +174,15 @@ test("a row of the wall is the same object as long as nothing of it has changed"
   assert.notEqual(scaled.find((each) => each.groupId === "group_1"), before.get("group_1"));
   const fewer = wallOf(rows.slice(0, 3));
   assert.equal(fewer.find((each) => each.groupId === "group_1")?.cells.length, 1);
+});
+
+test("rows of several processes can be told apart by their source, and chosen by it", () => {
+  const rows = [{ source: "host-rank0" }, { source: "host-rank1" }, { source: "host-rank1" }].map((row, i) => ({ run_id: "r", chain_id: `chain_${i}`, ...row }));
+  assert.ok(haveSeveralSources(rows));
+  assert.ok(!haveSeveralSources(rows.slice(1)));
+  assert.ok(!haveSeveralSources([]));
+  const facet = facetsOf(rows).find((each) => each.name === "source");
+  assert.deepEqual(facet?.choices, [{ value: "host-rank1", count: 2 }, { value: "host-rank0", count: 1 }]);
+  assert.deepEqual(filterRows(rows, { source: ["host-rank0"] }).map((row) => row.chain_id), ["chain_0"]);
+  assert.equal(facetsOf(rows.slice(1)).find((each) => each.name === "source"), undefined);
 });

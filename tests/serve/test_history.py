@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from rollcast.records import EventFilter, StreamEvent, StreamEventType, decode
 from rollcast.serve.history import ENTRY_BYTES, History, Place, Selector
 
+T = StreamEventType
+
 
 def event(seq, kind="reward", chain="chain_0", run="r", **data):
     data = data or {"reward": 1.0, "metrics": {}}
@@ -119,3 +121,24 @@ def test_a_gap_passes_every_filter_of_its_run():
     assert not Selector(EventFilter(types="reward")).wants(
         Place(StreamEventType("chain_snapshot"), "chain_0", None, "r")
     )
+
+
+@given(
+    st.lists(
+        st.sampled_from([T.RUN_START, T.CHAIN_START, T.GAP, T.CHAIN_SNAPSHOT, T.of("later")]), max_size=12
+    ),
+    st.sets(st.sampled_from([T.RUN_START, T.RUN_END, T.CHAIN_SNAPSHOT, T.LLM_GENERATION_CHUNK]), max_size=3),
+    st.sampled_from([None, "run_1"]),
+    st.integers(1, 4),
+)
+def test_what_is_passed_over_at_once_holds_nothing_that_is_wanted(kinds, types, run, size):
+    """Whether a filter wants something from a position on is known without a look at each event; it may be said too often."""
+    history, selector = History(1 << 20), Selector(EventFilter(types=types, runs=run))
+    events = [StreamEvent(kind, "chain_0", 1.0, {}, run_id="run_1") for kind in kinds]
+    for at in range(0, len(events), size):
+        history.extend(events[at : at + size])
+    for position in range(len(events)):
+        wanted = any(selector.wants(entry.place) for entry in history.window(position, 99))
+        assert history.has_wanted(selector, position) or not wanted
+    if run is None and not types:
+        assert history.has_wanted(selector, 0) == bool({T.GAP, T.of("later")} & set(kinds))

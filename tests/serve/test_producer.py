@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import threading
+from random import Random
 
 import pytest
 
@@ -13,7 +14,7 @@ from rollcast.records import StreamEventType
 from rollcast.serve import producer as producer_module
 from rollcast.serve.hub_observer import HubStreamObserver
 from rollcast.serve.protocol import Cancel, Done, ErrorFrame
-from rollcast.stream import StreamingManager
+from rollcast.stream import StreamingManager, StreamObserver
 
 T = StreamEventType
 MESSAGES = [{"role": "user", "content": "Hello."}]
@@ -68,6 +69,16 @@ async def records(directory):
 
 def events_in(path):
     return [*Archive.open(path).events()]
+
+
+class Relaying(StreamObserver):
+    """Passes everything on to another manager."""
+
+    def __init__(self, to):
+        self.to = to
+
+    async def on_event(self, event):
+        self.to.relay(event)
 
 
 def say(chain, *texts):
@@ -205,10 +216,16 @@ async def test_a_hub_that_is_away_for_a_while(publishing):
         assert_whole(hub, 21)
 
 
-async def test_what_does_not_fit_in_memory_is_recorded_and_handed_over(publishing, monkeypatch, tmp_path):
-    """A hub is away for longer: the rest is in a local record, which is read back in order, and removed once the hub has it."""
+@pytest.mark.parametrize("features", [["hub", "record"], ["hub"]])
+async def test_what_does_not_fit_in_memory_is_recorded_and_handed_over(
+    publishing, monkeypatch, tmp_path, features
+):
+    """A hub is away for longer: the rest is in a local record, which is read back in order, and removed once the hub has it.
+
+    It is kept if the hub has no record, and is then a record like any other.
+    """
     monkeypatch.setattr(producer_module, "MEMORY_BYTES", 8 << 10)
-    async with Hub() as hub:
+    async with Hub(features=features) as hub:
         manager = publishing(hub)
         async with manager.run() as run:
             with run.chain(MESSAGES) as chain:
@@ -229,8 +246,9 @@ async def test_what_does_not_fit_in_memory_is_recorded_and_handed_over(publishin
         await settled(manager)
         assert_whole(hub, 121)
         async with asyncio.timeout(30):
-            while await records(tmp_path):
+            while (record.path / "handover.json").exists():
                 await asyncio.sleep(0.01)
+        assert len(await records(tmp_path)) == (0 if "record" in features else 1)
 
 
 async def test_a_hub_that_does_not_read_holds_up_nobody(publishing, monkeypatch, tmp_path):
@@ -392,6 +410,46 @@ async def test_managers_share_a_connection(publishing):
         assert numbers == [*range(1, len(numbers) + 1)]
 
 
+async def test_a_manager_that_publishes_twice_to_one_hub(publishing, monkeypatch):
+    """The environment and the code ask for the same: every event comes once."""
+    async with Hub() as hub:
+        manager = publishing(hub)
+        manager.add_observer(HubStreamObserver(hub.url.removeprefix("ws://"), source="s"))
+        await rollout(manager, 3)
+        await manager.drain()
+        await hub.until(lambda: "run_end" in hub.types())
+        assert_whole(hub, 3)
+
+
+async def test_a_manager_with_a_name_of_its_own(tmp_path):
+    """It is published under that name."""
+    async with Hub() as hub:
+        manager = StreamingManager(source="mine")
+        observer = HubStreamObserver(hub.url, token="t", directory=tmp_path)
+        manager.add_observer(observer)
+        await rollout(manager, 1)
+        await hub.until(lambda: "run_end" in hub.types())
+        assert [hello.source for hello in hub.hellos] == ["mine"]
+        assert {event.source for event in hub.of()} == {"mine"}
+        await manager.aclose()
+        await asyncio.to_thread(observer.producer.finish)
+        producer_module._producers.clear()
+
+
+async def test_events_of_other_processes_are_not_published(publishing, caplog):
+    """A manager that relays them says so once; their own processes publish them."""
+    async with Hub() as hub:
+        manager = publishing(hub)
+        other = StreamingManager(source="other")
+        other.add_observer(Relaying(manager))
+        await rollout(other, 2)
+        await rollout(manager, 1)
+        await settled(manager)
+        assert {event.source for event in hub.of()} == {"s"}
+        await other.aclose()
+    assert caplog.text.count("are not published from here") == 1
+
+
 async def test_secrets_are_masked(publishing):
     """What came from outside leaves the process without its secrets."""
     key = "sk-" + "a1B2" * 8
@@ -443,3 +501,53 @@ async def test_a_forked_child_is_another_source(publishing):
         assert own.source != others.source
         assert own.epoch != others.epoch
         assert {event.source for event in hub.of(others.source)} == {others.source}
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_any_faults_lose_and_double_nothing(publishing, monkeypatch, seed):
+    """Cuts, restarts, lost acknowledgements, a hub that does not read, tokens that are wanted and are not: in any order, from a seed."""
+    monkeypatch.setattr(producer_module, "MEMORY_BYTES", 12 << 10)
+    random = Random(seed)
+    away = False
+    async with Hub() as hub:
+        manager = publishing(hub)
+        async with manager.run() as run:
+            for _ in range(60):
+                for _ in range(random.randrange(6)):
+                    with run.chain(MESSAGES) as chain:
+                        say(chain, *"abc")
+                match random.randrange(8):
+                    case 0:
+                        hub.cut()
+                    case 1 if not away:
+                        await hub.stop()
+                        away = True
+                    case 2 | 3 if away:
+                        await hub.start()
+                        away = False
+                    case 4:
+                        hub.acks = not hub.acks
+                    case 5:
+                        hub.reading.clear()
+                    case 6:
+                        hub.reading.set()
+                    case 7:
+                        await hub.want(*random.choice([[], [{}]]))
+                await asyncio.sleep(random.choice([0, 0.001, 0.02]))
+            if away:
+                await hub.start()
+            hub.acks = True
+            hub.reading.set()
+            hub.cut()
+        await settled(manager)
+    types = hub.types()
+    chains = types.count("chain_start")
+    assert types.count("chain_end") == types.count("llm_generation_end") == chains
+    assert (types[0], types[-1]) == ("run_start", "run_end")
+    (end,) = (e for e in hub.of() if e.event_type is T.RUN_END)
+    assert end.data["chains"] == chains
+    assert "gap" not in types
+    seqs = [e.seq for e in hub.of() if e.event_type is not T.CHAIN_SNAPSHOT]
+    assert seqs == sorted(set(seqs))
+    ((numbers),) = hub.numbers().values()
+    assert numbers == [*range(1, len(numbers) + 1)]

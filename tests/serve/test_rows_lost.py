@@ -211,7 +211,7 @@ class Stepped:
             self.rows.lose_ends(self.ended)
             self.ended = None
             return
-        lost = self.rows.take_lost()
+        lost = {lane.run_id for lane in self.rows.take_lost()}
         if lost:
             runs = self.manager.fanout.runs
             self.ended = [

@@ -230,7 +230,7 @@ def test_no_repr_has_a_secret():
     session = Session(lambda _: "wrong", ServerSettings().limits, hello_s=1, heartbeat_s=1, clock=lambda: 0.0,
                       epoch=lambda: 0.0, token=SECRET)  # fmt: skip
     run = RunOptions(**dict.fromkeys(RunOptions.__annotations__) | {"serving": Serving("1", SECRET)})
-    watch = WatchOptions("ws://h", "live", None, SECRET, None, None, None, None, None, True)
+    watch = WatchOptions("ws://h", "live", None, SECRET, None, None, None, None, None, None, True)
     for thing in (
         Hello(SECRET), session, run, watch, TrainSettings(token=SECRET), Token(SECRET), ServerSettings(tokens=(Token(SECRET),)),
         ServerSettings().checked(SECRET), WebSocketStreamingClient("ws://h", token=SECRET),

@@ -383,7 +383,10 @@ def stub(model, tokenizer, **fields):
     return SimpleNamespace(
         **{
             "model": model,
-            "accelerator": SimpleNamespace(unwrap_model=lambda model: model, process_index=0),
+            "accelerator": SimpleNamespace(
+                unwrap_model=lambda model: model, process_index=0, num_processes=1, is_main_process=True
+            ),
+            "num_generations": 2,
             "state": SimpleNamespace(global_step=0),
             "args": SimpleNamespace(seed=0),
             "processing_class": tokenizer,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -156,8 +156,17 @@ def check_query(query: ChainQuery) -> None:
         _order_named(query.after)
 
 
-def page_of(rows: Iterable[dict[str, Any]], query: ChainQuery) -> Page:
+def page_of(
+    rows: Iterable[dict[str, Any]],
+    query: ChainQuery,
+    encode: Callable[[dict[str, Any], int], bytes] = encoded_row,
+) -> Page:
     """The page that the query asks for.
+
+    Args:
+        rows: to choose from.
+        query: which, and in which order.
+        encode: makes JSON of a row, of at most so many bytes; one that remembers what it made saves making it again.
 
     Raises:
         InputError: as `check_query`.
@@ -177,7 +186,7 @@ def page_of(rows: Iterable[dict[str, Any]], query: ChainQuery) -> Page:
     page: list[PlacedRow] = []
     size = 0
     for _, order, row in heapq.nsmallest(query.limit, rest, key=lambda each: each[0]):
-        data = encoded_row(row, query.row_bytes)
+        data = encode(row, query.row_bytes)
         size += len(data)
         if page and size > PAGE_BYTES:
             break

@@ -16,8 +16,9 @@ from rollcast.records.bounded import number, whole
 from rollcast.records.lanes import Lane, leader_of, worst_status
 from rollcast.records.view import ChainView
 from rollcast.records.view_fields import object_of
+from rollcast.stream.asked import ChainSoFar
 
-__all__ = ["ANSWER_CHARS", "Skeleton"]
+__all__ = ["ANSWER_CHARS", "Skeleton", "said_at_start"]
 
 T = StreamEventType
 ANSWER_CHARS = 4096
@@ -45,6 +46,9 @@ class _OpenRun(msgspec.Struct):
     last_seq: int = -1
     leader: str | None = None
     ended: set[str] = set()  # its chains that have
+
+
+_NO_RUN = _OpenRun()
 
 
 class _OpenChain(msgspec.Struct):
@@ -97,6 +101,15 @@ class Skeleton:
     def open_rows(self) -> list[ChainRow]:
         """The start rows of the chains that are open, once more: for a folder that lost them."""
         return [self._start_row(chain) for chain in self._chains.values()]
+
+    def catch_up(self, run_id: str, chain_id: str, so_far: ChainSoFar) -> bool:
+        """An open chain adds up to this, whether or not its events came. False if it is not open here."""
+        chain = self._chains.get((run_id, chain_id))
+        if chain is None:
+            return False
+        if so_far.as_of >= chain.view.as_of:
+            so_far.give(chain.view)
+        return True
 
     def feed(self, event: StreamEvent, position: int) -> None:
         """The event that stands at this position."""
@@ -170,7 +183,7 @@ class Skeleton:
 
     def _row(self, kind: str, chain: _OpenChain, **fields: Any) -> ChainRow:
         view = chain.view
-        run = self.runs.get(Lane(view.run_id, view.source), _OpenRun())
+        run = self.runs.get(Lane(view.run_id, view.source), _NO_RUN)
         return ChainRow(
             row=kind,
             run_id=view.run_id,
@@ -193,10 +206,7 @@ class Skeleton:
             "start",
             chain,
             state="running",
-            seed=view.seed,
-            attempt=view.attempt,
-            parent_chain_id=view.parent_chain_id,
-            reference=view.reference,
+            **said_at_start(view),
         )
 
     def open_chains(self) -> list[tuple[str, str]]:
@@ -256,10 +266,9 @@ class Skeleton:
             "last_event_at": chain.view.last_event_at,
             "open_tools": sorted(waits_for) or None,
         }
-        row: dict[str, Any] = msgspec.to_builtins(self._start_row(chain))
-        row.update(msgspec.to_builtins(self._sum_up(chain, "running")))
+        row: dict[str, Any] = msgspec.to_builtins(self._sum_up(chain, "running"))
         row.update((name, value) for name, value in now.items() if value is not None)
-        return row
+        return row | said_at_start(chain.view)
 
     def _ended(self, chain: _OpenChain) -> None:
         view, totals = chain.view, self.totals
@@ -280,9 +289,10 @@ class Skeleton:
     def _sum_up(self, chain: _OpenChain, state: str) -> ChainRow:
         """What the chain's events add up to."""
         view = chain.view
-        calls, failed = (
-            sum(getattr(use, name) for use in view.tool_use.values()) for name in ("calls", "failed")
-        )
+        calls = failed = 0
+        for use in view.tool_use.values():
+            calls += use.calls
+            failed += use.failed
         return self._row(
             "end",
             chain,
@@ -355,6 +365,17 @@ class Skeleton:
             self.outcome = None if worst == "unknown" else worst
         if not goes_on:
             self._ends.pop(run_id, None)
+
+
+def said_at_start(told: ChainView | ChainRow) -> dict[str, Any]:
+    """The fields that only the row of a chain's start has, or that of an open chain, as far as they are known."""
+    said = {
+        "seed": told.seed,
+        "attempt": told.attempt,
+        "parent_chain_id": told.parent_chain_id,
+        "reference": told.reference,
+    }
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _without_heavy(event: StreamEvent) -> StreamEvent:

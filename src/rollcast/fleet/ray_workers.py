@@ -84,7 +84,6 @@ class RayWorkers:
         self._cluster: RayCluster | None = None
         self._pool: RunnerPool | None = None
         self._hub: RunnersHub | None = None
-        self._telling: set[asyncio.Future[None]] = set()
         self._starting: tuple[Any, asyncio.Lock] = None, asyncio.Lock()  # a lock belongs to an event loop
 
     # -- what a run asks -----------------------------------------------------------------------------------------------
@@ -159,9 +158,7 @@ class RayWorkers:
 
     def _tell_hub_of_death(self, about: RunnerAbout) -> None:
         if self._hub is not None:
-            telling = asyncio.ensure_future(self._hub.died(about.source))
-            self._telling.add(telling)
-            telling.add_done_callback(self._telling.discard)
+            self._hub.died(about.source)
 
     def _pickling(self, cluster: RayCluster) -> Any:
         """A function that pickles the agent, with the modules that cannot be imported elsewhere."""
@@ -313,11 +310,12 @@ class _RayRun:
         if self._hub is None:
             return
         sources = [self._pool.about[name].source for name, had in had_part.items() if had]
-        for late in await self._hub.have_ended(run_id, sources, END_S):
+        if late := await self._hub.have_ended(run_id, sources, END_S):
             logger.warning(
-                "the last events of %s did not come within %g s; a gap stands for them", late, END_S
+                "the last events of %s did not come within %g s; a gap stands for them",
+                ", ".join(late),
+                END_S,
             )
-            await self._hub.died(late)
 
 
 def unfinished(run_id: str, order: ChainOrder, reason: Any, error: str | None = None) -> Trajectory:

@@ -28,6 +28,7 @@ class RunnersHub:
     """
 
     def __init__(self, manager: StreamingManager, host: str) -> None:
+        self._closings: set[asyncio.Future[None]] = set()  # of the parts of runners that died
         self._token = secrets.token_urlsafe(24)
         self._host = host
         settings = ServerSettings(
@@ -49,11 +50,16 @@ class RunnersHub:
         """Close the connections."""
         await self._hub.aclose()
 
-    async def died(self, source: str) -> None:
+    def died(self, source: str) -> None:
         """A runner is dead: once everything is read that it sent, what it left open is closed as lost.
 
         Its part of a run counts as completed, since its chains run again elsewhere.
         """
+        closing = asyncio.ensure_future(self._close_part_of(source))
+        self._closings.add(closing)
+        closing.add_done_callback(self._closings.discard)
+
+    async def _close_part_of(self, source: str) -> None:
         give_up = time.monotonic() + READ_S
         while self._hub.intake.is_connected(source):
             if time.monotonic() >= give_up:
@@ -62,10 +68,17 @@ class RunnersHub:
         self._hub.lost(source, "completed")
 
     async def have_ended(self, run_id: str, sources: Collection[str], timeout: float) -> list[str]:
-        """Wait until these runners' parts of a run have ended here; those that had not within `timeout` seconds."""
+        """Wait until these runners' parts of a run have ended here, and those of runners that died.
+
+        Returns:
+            Those that had not within `timeout` seconds; their parts are closed as those of the dead are.
+        """
         give_up = time.monotonic() + timeout
         while late := [source for source in sources if not self._hub.intake.has_ended(run_id, source)]:
             if time.monotonic() >= give_up:
                 break
             await asyncio.sleep(LOOK_S)
+        for source in late:
+            self._hub.lost(source, "completed")
+        await asyncio.gather(*self._closings)
         return late

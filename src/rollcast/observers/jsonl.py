@@ -20,6 +20,7 @@ from rollcast.observers.waiting_lines import WaitingLines
 from rollcast.records import EventFilter
 from rollcast.stream.calls import TURN
 from rollcast.stream.observer import DeliveryMode, EncodingObserver
+from rollcast.stream.processes import rank_of_process
 from rollcast.stream.waiting import Encodable
 from rollcast.terminal.output import SharedOutput
 from rollcast.text import terminal_safe_json
@@ -39,6 +40,9 @@ class JSONStreamObserver(EncodingObserver):
     line. If the file cannot be written (a full disk), events are dropped and counted, the failure is reported once, and
     when it can be written again, one `gap` line for each run comes first; the run does not wait. A file that was moved,
     deleted or emptied while it was written is begun anew, with a `gap` line for each open run.
+
+    Several processes may append to one file of a local file system: lines stay whole, and `source` tells whose they are. If torchrun or
+    `accelerate launch` started this process with others, all ranks but the first write beside it, to `NAME.rank1.jsonl` and so on.
 
     Values in an event's data that JSON cannot hold are described by type and size. Several observers in one process may
     write to one path: lines stay whole, and an event that two of them want is written twice.
@@ -77,7 +81,7 @@ class JSONStreamObserver(EncodingObserver):
             raise InputError(f"flush_bytes is {flush_bytes!r}; expected a number of bytes from 1 upward")
         self.filter = EventFilter.coerce(chain_filter)
         self.mode = mode
-        self.path = None if file_path is None else Path(file_path)
+        self.path = None if file_path is None else _path_of_rank(Path(file_path))
         self._sink: LineFile | _Printed = _Printed()
         if self.path is not None:
             check_writable(self.path)
@@ -177,6 +181,14 @@ def _finish_all() -> None:
 
 
 call_at_last(_finish_all)
+
+
+def _path_of_rank(path: Path) -> Path:
+    """The path for this process; a pipe or a device is the same for all."""
+    rank = rank_of_process()
+    if not rank or (path.exists() and not path.is_file()):
+        return path
+    return path.with_name(f"{path.stem}.rank{rank}{path.suffix}")
 
 
 class _Printed:

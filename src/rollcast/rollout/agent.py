@@ -20,7 +20,7 @@ from rollcast.rollout.recording import RunRecording
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.rows import PromptRow, as_rows, count
 from rollcast.rollout.run import Run
-from rollcast.rollout.settings import RunSettings
+from rollcast.rollout.settings import ChainPlace, RunSettings
 from rollcast.rollout.streaming import StreamingRun
 from rollcast.rollout.workers import Workers
 from rollcast.tools import Tool
@@ -172,8 +172,11 @@ class BaseAgent(AgentValue):
         record: str | os.PathLike[str] | ArchiveObserver | None = None,
         workers: Workers | None = None,
         about: dict[str, Any] | None = None,
+        places: Sequence[ChainPlace] | None = None,
     ) -> Run:
         """Make the run that `run_async` would execute, with its arguments checked. The arguments are the same.
+
+        `places` says where each chain stands in a run that other processes have chains of too; `about` has its `run_id` then.
 
         Raises:
             InputError: an argument is wrong.
@@ -203,6 +206,7 @@ class BaseAgent(AgentValue):
             streaming=enable_streaming or record is not None or self.streaming_manager.publishes,
             callback=streaming_callback,
             about=about or {},
+            places=None if places is None else tuple(places),
         )
         run = Run(self, rows, settings, agents, workers)
         if record is not None:

@@ -22,7 +22,7 @@ from rollcast.rollout.chain_tasks import ChainTasks
 from rollcast.rollout.recording import RunRecording
 from rollcast.rollout.result import RunResult
 from rollcast.rollout.rows import PromptRow, derived_seed
-from rollcast.rollout.settings import RunSettings
+from rollcast.rollout.settings import ChainPlace, RunSettings
 from rollcast.rollout.watchdog import watchdog
 from rollcast.rollout.workers import ChainOrder, RunElsewhere, RunOrder, Workers, first_attempt
 from rollcast.stream import ChainWriter, current_chain
@@ -66,7 +66,7 @@ class Run:
         self.stream = agent.streaming_manager.run(
             live=settings.streaming,
             chains=len(rows) * settings.num_chains,
-            groups=len(rows),
+            groups=len(rows) if settings.places is None else sum(at.repeat == 0 for at in settings.places),
             agent=agent.name,
             model=backend.model_name,
             backend=backend.name,
@@ -214,8 +214,10 @@ class Run:
 
     def _order(self, position: int) -> ChainOrder:
         r, i = divmod(position, self.settings.num_chains)
+        places, suffix = self.settings.places, self.stream.suffix
+        at = ChainPlace(position, r, i) if places is None else places[position]
         return ChainOrder(
-            f"chain_{position}", f"group_{r}", i, self.rows[r], derived_seed(self.result.seed, r, i),
+            f"chain_{at.number}{suffix}", f"group_{at.group}{suffix}", at.repeat, self.rows[r], derived_seed(self.result.seed, r, i),
             parent_chain_id=self._parent_chain_id,
         )  # fmt: skip
 

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from rollcast.models.backend import Sampling
 
-__all__ = ["RunSettings"]
+__all__ = ["ChainPlace", "RunSettings"]
+
+
+class ChainPlace(NamedTuple):
+    """Where a chain stands in a run that several processes share.
+
+    Attributes:
+        number: among all chains of the run.
+        group: the number of its group among all groups.
+        repeat: which of the group it is.
+    """
+
+    number: int
+    group: int
+    repeat: int
 
 
 class RunSettings(msgspec.Struct, frozen=True):
@@ -23,6 +37,7 @@ class RunSettings(msgspec.Struct, frozen=True):
         streaming: whether observers see the run.
         callback: as `streaming_callback`.
         about: further fields of `run_start`.
+        places: where each chain stands, if other processes have chains of the same run; None: they are all here.
     """
 
     max_steps: int
@@ -33,6 +48,7 @@ class RunSettings(msgspec.Struct, frozen=True):
     streaming: bool = False
     callback: Any = None
     about: dict[str, Any] = {}
+    places: tuple[ChainPlace, ...] | None = None
 
     @property
     def sampling_data(self) -> dict[str, Any]:

@@ -69,20 +69,35 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 class Selector:
     """A filter that remembers whether events from a place pass."""
 
-    __slots__ = ("_verdicts", "all", "filter")
+    __slots__ = ("_by_type", "_verdicts", "all", "filter")
 
     def __init__(self, filter: EventFilter) -> None:
         self.filter = filter
         self.all = filter == EVERYTHING
+        self._by_type: dict[StreamEventType, bool] | None = {} if _names_only_types(filter) else None
         self._verdicts: dict[Place, bool] = {}
 
     def wants(self, place: Place) -> bool:
         """Whether such an event passes."""
+        if self._by_type is not None:  # a sixth of what it takes to look a place up
+            return self.may_want(place.event_type)
         verdict = self._verdicts.get(place)
         if verdict is None:
             if len(self._verdicts) >= MAX_VERDICTS:
                 self._verdicts.clear()
             verdict = self._verdicts[place] = self._judge(place)
+        return verdict
+
+    def may_want(self, kind: StreamEventType) -> bool:
+        """Whether events of this type pass; True also if that depends on where they come from."""
+        by_type = self._by_type
+        if by_type is None:
+            return True
+        verdict = by_type.get(kind)
+        if verdict is None:
+            if len(by_type) >= MAX_VERDICTS:
+                by_type.clear()
+            verdict = by_type[kind] = self._judge(Place(kind, "", None, ""))
         return verdict
 
     def _judge(self, place: Place) -> bool:
@@ -91,6 +106,13 @@ class Selector:
         if place.event_type is T.CHAIN_SNAPSHOT:
             return self.filter.wants_snapshot(place.chain_id, place.group_id, place.run_id, place.source)
         return self.filter.wants(*place)
+
+
+def _names_only_types(filter: EventFilter) -> bool:
+    """Whether it is the same for all runs, chains and groups."""
+    return type(filter) is EventFilter and all(
+        each.runs is each.chains is each.groups is each.sources is None for each in filter.alternatives
+    )
 
 
 class Selectors:
@@ -141,6 +163,8 @@ class History:
         self._entries: list[Entry] = []
         self._first = 0  # index of the oldest kept entry; those before it will be cut off
         self._places: dict[Place, Place] = {}
+        # By type, and for all types together that this version does not know: no such event stands at this position or behind.
+        self._latest: dict[StreamEventType | None, int] = {}
 
     @property
     def bytes(self) -> int:
@@ -179,6 +203,8 @@ class History:
         self._entries += entries
         self.head += len(entries)
         self.total = total
+        for kind in {event.event_type for event in events}:
+            self._latest[kind if kind.known else None] = self.head
         if len(self._places) > MAX_PLACES:
             self._places.clear()
         if entries and total - self._entries[self._first].before > self.limit:
@@ -207,6 +233,13 @@ class History:
         """At most `count` entries from the position on, which must be kept or be the head."""
         start = self._first + position - self.tail
         return self._entries[start : start + count]
+
+    def has_wanted(self, selector: Selector, position: int) -> bool:
+        """Whether an event from the position on may pass. If not, none does, and nobody needs to look at each."""
+        return any(
+            head > position and (kind is None or selector.may_want(kind))
+            for kind, head in self._latest.items()
+        )
 
     def first_of_runs(self, position: int) -> dict[Lane, int]:
         """The `seq` of the first event of each run and source from the position on, which must be held or be the head."""

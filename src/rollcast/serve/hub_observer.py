@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -68,16 +69,15 @@ class HubStreamObserver(EncodingObserver):
         directory: str | os.PathLike[str] | None = None,
         masker: Masker | bool | None = None,
     ) -> None:
-        self._producer = producer_for(
-            hub_address(url),
-            token=token or token_for_hub(),
-            source=source or None,
-            tls_ca=tls_ca,
-            directory=directory,
+        self._connect = partial(
+            producer_for, hub_address(url), token=token or token_for_hub(), tls_ca=tls_ca, directory=directory
         )
+        self._given_source = source or None
+        self._producer = self._connect(source=self._given_source)
         self._masker = masker_of(masker)
         self._manager: StreamingManager | None = None
         self._foreign: set[str] = set()
+        self._is_second = False  # another observer publishes the same to the same hub, as ROLLCAST_HUB asks
         self._producer.join(self)  # which sets the filter
 
     @property
@@ -93,8 +93,16 @@ class HubStreamObserver(EncodingObserver):
     @manager.setter
     def manager(self, manager: Any) -> None:
         self._manager = manager
-        if manager is not None and not manager.fanout.source:
+        if manager is None:
+            return
+        own = manager.fanout.source
+        if not own:
             manager.fanout.source = self._producer.source
+        elif self._given_source is None and own != self._producer.source:
+            self._producer = self._connect(source=own)
+            self._producer.join(self)
+        others = [each for each in manager.observers if isinstance(each, HubStreamObserver)]
+        self._is_second = any(each is not self and each.producer is self._producer for each in others)
 
     def narrow(self, wanted: EventFilter) -> None:
         """Have this filter from now on."""
@@ -112,7 +120,9 @@ class HubStreamObserver(EncodingObserver):
     async def on_encodable(self, events: Sequence[Encodable]) -> None:
         """Have the events published. If too much waits already, they wait in this observer's queue."""
         own = self._own(events)
-        room = self._producer.put(self._block(own)) if own else None
+        if not own or self._is_second:
+            return
+        room = self._producer.put(self._block(own))
         if room is not None:
             await asyncio.wrap_future(follower(room))
 

@@ -1,6 +1,7 @@
 """Rows of the chains that are open, and of those that ended a while ago, from what an observer of the manager gets.
 
-The table is kept only while somebody asks for rows: it gets no tokens, so a token costs nothing more.
+The table is kept only while somebody asks for rows. It gets no tokens, and of most chains only the starts and ends (`intake.py`): what
+an open chain did meanwhile is asked when its row is wanted.
 
 Its queue is bounded. If very many chains begin and end at once, events are dropped and a `gap` stands for them: snapshots follow for the
 chains that are open then, but nothing tells of those that ended meanwhile. The table notes the run (`take_lost`), and its owner reads what
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,50 +19,39 @@ import msgspec
 
 from rollcast.archive.chain_rows import merge_row
 from rollcast.archive.format import ChainRow
-from rollcast.archive.pages import ROW_BYTES, encoded_row
-from rollcast.archive.skeleton import Skeleton
+from rollcast.archive.skeleton import said_at_start
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.bounded import whole
 from rollcast.records.lanes import Lane, end_status
 from rollcast.records.secrets import Masker
 from rollcast.records.view_fields import object_of
-from rollcast.stream import StreamObserver
+from rollcast.serve.intake import Intake
+from rollcast.serve.kept_rows import MAX_STEPS, KeptRows, Key
+from rollcast.stream.asked import ChainSoFar
 
 __all__ = ["EVERY_RUN", "Key", "LiveRows"]
 
 logger = logging.getLogger("rollcast.serve")
 
 T = StreamEventType
-Key = tuple[str, str]  # run_id, chain_id
 
 QUEUE_LIMIT = (
     32 << 20
 )  # bytes; all chains of a large run may begin and end while the loop has no time for the table
 EVERY_RUN = Lane("", "")
-MAX_ENDED = 4096  # chains, those that ended last
-MAX_STEPS = 4096
 MAX_LACKING = 16  # sentences
 AT_ONCE = 64  # rows that are made before others get their turn
-_FROM_OUTSIDE = frozenset(("reference", "error", "metrics"))  # what may hold secrets; an answer is sampled
 _LEARNED = ("advantage", "staleness")  # what a training step says of a chain that has ended
 _TOKENS_ONLY = {T.LLM_GENERATION_CHUNK.value}
-_OF_A_RECORD = ("row", "first", "last", "trajectory")  # what only a record can tell
 
 
-class LiveRows(StreamObserver):
+class LiveRows(KeptRows, Intake):
     """The table. Use it in the event loop in which it is called.
-
-    Its methods are more than twenty: half of them take events, note what was lost, and put it back; the other half answer from the rows, and
-    both change the same rows and versions.
 
     Args:
         masker: of secrets in what comes from outside; None masks nothing.
 
     Attributes:
-        version: rises with each change of a row.
-        forgotten: the version of the latest change that is no longer known, since the chain ended long ago.
-        complete: whether it has every chain that ended, as far as it is known: none was let go, and none was lost.
-        closed: whether it no longer gets events: it was taken off its manager.
         on_lost: called when events of a run were lost, so that `take_lost` names it.
     """
 
@@ -71,48 +60,27 @@ class LiveRows(StreamObserver):
     queue_limit_bytes = QUEUE_LIMIT
 
     def __init__(self, masker: Masker | None = None) -> None:
-        self._masker = masker
-        self.closed = False
+        KeptRows.__init__(self, masker)
+        Intake.__init__(self)
         self.on_lost: Callable[[], object] = lambda: None
-        self.version = self.forgotten = 0
-        self.complete = True
         self._lost: dict[Lane, int] = {}
         self._lacking: dict[str, None] = {}
-        self._skeleton = Skeleton(live=True)
-        self._begun: dict[Key, dict[str, Any]] = {}  # what the start of each open chain told
-        self._known: dict[Key, dict[str, Any]] = {}  # what was told of open chains before the table began
-        self._made: dict[Key, dict[str, Any]] = {}  # rows of open chains that have not changed since
-        self._encoded: dict[Key, bytes] = {}  # rows that somebody was sent and that have not changed since
-        self._ended: OrderedDict[Key, dict[str, Any]] = OrderedDict()
-        self._changed: OrderedDict[Key, int] = OrderedDict()  # the version of each row's latest change
-        self._steps: list[dict[str, Any]] = []
 
     @property
     def name(self) -> str:
         """The observer's name in warnings, errors and statistics."""
         return "WebSocketStreamingServer (rows)"
 
-    async def aclose(self) -> None:
-        """Note that nothing more comes. Those who watch may still take the last changes.
-
-        A new table is needed when the observer is added again.
-        """
-        self.closed = True
-
     # -- what happens --------------------------------------------------------------------------------------------------
 
-    async def on_event(self, event: StreamEvent) -> None:
-        self._take(event)
-
-    async def on_batch(self, events: list[StreamEvent]) -> None:
-        for event in events:
-            self._take(event)
-
-    def _take(self, event: StreamEvent) -> None:
+    def take(self, event: StreamEvent) -> None:
+        """See `Intake.take`."""
         skeleton = self._skeleton
         kind = event.event_type
         if end_status(event) is not None:
             self._lose(event)
+        if kind is T.CHAIN_END and (so_far := self.asked_at_the_end(event)) is not None:
+            skeleton.catch_up(event.run_id, event.chain_id, so_far)
         try:
             skeleton.feed(event, -1)
         except Exception:  # an event that somebody made by hand costs its row, not those of the others
@@ -125,6 +93,24 @@ class LiveRows(StreamObserver):
             self._touch((event.run_id, event.chain_id))
         self._steps += skeleton.take_train_rows()
         del self._steps[:-MAX_STEPS]
+
+    def take_answer(self, key: Key, so_far: ChainSoFar) -> bool:
+        """See `Intake.take_answer`."""
+        if not self._skeleton.catch_up(*key, so_far):
+            return False
+        self._touch(key)
+        return True
+
+    async def make(self) -> None:
+        """Ask the chains as `ask` does, and make the rows of open chains that have changed, some at a time."""
+        for _ in range(0, self.to_ask, AT_ONCE):
+            self.ask(AT_ONCE)
+            await asyncio.sleep(0)
+        for number, key in enumerate(self.open_chains()):
+            if key not in self._made:
+                self._open_row(key)
+                if number % AT_ONCE == AT_ONCE - 1:
+                    await asyncio.sleep(0)
 
     def _note_lost(self, gap: StreamEvent) -> None:
         dropped = set(object_of(gap.data.get("dropped")))
@@ -145,14 +131,15 @@ class LiveRows(StreamObserver):
 
     def _row(self, row: ChainRow) -> None:
         key = (row.run_id, row.chain_id)
-        told = msgspec.to_builtins(row)
         if row.row == "start":
-            self._begun[key] = told
+            self._begun[key] = row
             self._ended.pop(key, None)  # an earlier attempt
         elif row.row == "end":
-            self._end(key, self._begun.pop(key, {}) | told)
+            begun = self._begun.pop(key, None)
+            told = msgspec.to_builtins(row)
+            self._end(key, told if begun is None else told | said_at_start(begun))
         elif key in self._ended:
-            merge_row(self._ended[key], told)
+            merge_row(self._ended[key], msgspec.to_builtins(row))
             self._touch(key)
 
     def _lose(self, end: StreamEvent) -> None:
@@ -162,45 +149,7 @@ class LiveRows(StreamObserver):
             self._begun.pop(key, None)
         self._skeleton.forget_open(end)
 
-    def _end(self, key: Key, row: dict[str, Any]) -> None:
-        self._ended[key] = self._told(self._known.pop(key, {}) | row)
-        self._made.pop(key, None)
-        self._touch(key)
-        while len(self._ended) > MAX_ENDED:
-            oldest, _ = self._ended.popitem(last=False)
-            self.forgotten = max(self.forgotten, self._changed.pop(oldest, 0))
-            self._encoded.pop(oldest, None)
-            self.complete = False
-
-    def _touch(self, key: Key) -> None:
-        self.version += 1
-        self._made.pop(key, None)
-        self._encoded.pop(key, None)
-        self._changed[key] = self.version
-        self._changed.move_to_end(key)
-
-    # -- what was before the table began -------------------------------------------------------------------------------
-
-    def fill(self, rows: Iterable[dict[str, Any]], *, ended: bool) -> None:
-        """Take rows of chains that began before the table did: what they tell of chains that are open here.
-
-        Args:
-            rows: merged rows, as in a record.
-            ended: whether chains that have ended are to be kept too.
-        """
-        is_open = set(self._skeleton.open_chains())
-        before: list[tuple[Key, dict[str, Any]]] = []
-        for row in rows:
-            key = (row["run_id"], row["chain_id"])
-            if key in is_open:
-                self._known[key] = row
-                self._touch(key)
-            elif ended and key not in self._ended and row.get("state") != "running":
-                before.append((key, self._told(row)))
-        before = before[-max(MAX_ENDED - len(self._ended), 0) :] if len(self._ended) < MAX_ENDED else []
-        for key, row in reversed(before):
-            self._ended[key] = row
-            self._ended.move_to_end(key, last=False)
+    # -- what was lost -------------------------------------------------------------------------------------------------
 
     def take_lost(self) -> dict[Lane, int]:
         """The runs and sources of which events were lost since this was called last, with the `seq` of the first; see `lose`."""
@@ -260,79 +209,8 @@ class LiveRows(StreamObserver):
         """What rows lack, a sentence each."""
         return list(self._lacking)
 
-    def fill_steps(self, rows: list[dict[str, Any]]) -> None:
-        """Take the rows of training steps from before the table began."""
-        known = {_place_of(row) for row in self._steps}
-        self._steps[:0] = [row for row in rows if _place_of(row) not in known]
-        del self._steps[:-MAX_STEPS]
-
-    # -- what it tells -------------------------------------------------------------------------------------------------
-
-    def open_chains(self) -> list[Key]:
-        """The chains that are open."""
-        return self._skeleton.open_chains()
-
-    async def make(self) -> None:
-        """Make the rows of open chains that have changed, some at a time."""
-        for number, key in enumerate(self.open_chains()):
-            if key not in self._made:
-                self._open_row(key)
-                if number % AT_ONCE == AT_ONCE - 1:
-                    await asyncio.sleep(0)
-
-    def open_rows(self) -> list[dict[str, Any]]:
-        """A row for each open chain."""
-        return [self._open_row(key) for key in self.open_chains()]
-
-    def ended_rows(self) -> list[dict[str, Any]]:
-        """A row for each chain that ended and is still known."""
-        return list(self._ended.values())
-
-    def step_rows(self) -> list[dict[str, Any]]:
-        """The rows of training steps and evaluations that are still known."""
-        return list(self._steps)
-
-    def changed_since(self, version: int) -> list[dict[str, Any]]:
-        """The rows that have changed since then, the latest change last."""
-        keys: list[Key] = []
-        for key in reversed(self._changed):
-            if self._changed[key] <= version:
-                break
-            keys.append(key)
-        is_open = set(self.open_chains())
-        rows = [self._open_row(key) if key in is_open else self._ended.get(key) for key in reversed(keys)]
-        return [row for row in rows if row is not None]
-
-    def encoded(self, row: dict[str, Any], limit: int) -> bytes:
-        """A row of this table as JSON, made once for all who watch; see `pages.encoded_row`."""
-        if limit != ROW_BYTES:
-            return encoded_row(row, limit)
-        key = (row["run_id"], row["chain_id"])
-        data = self._encoded.get(key)
-        if data is None:
-            data = self._encoded[key] = encoded_row(row)
-        return data
-
-    def _open_row(self, key: Key) -> dict[str, Any]:
-        row = self._made.get(key)
-        if row is None:
-            row = self._made[key] = self._told(self._known.get(key, {}) | self._skeleton.row_so_far(*key))
-        return row
-
-    def _told(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row as clients may see it."""
-        told = {name: value for name, value in row.items() if name not in _OF_A_RECORD}
-        if self._masker is not None:
-            for name in _FROM_OUTSIDE & told.keys():
-                told[name] = self._masker.value(told[name])
-        return told
-
 
 def _is_before(row: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether the row is of an earlier attempt. The starts of one attempt may differ a little: a snapshot's is not the event's time."""
     ended, began = row.get("ended_at"), other.get("started_at")
     return ended is not None and began is not None and ended < began
-
-
-def _place_of(row: dict[str, Any]) -> tuple[Any, ...]:
-    return (row.get("row"), row.get("run_id"), row.get("train_step"), row.get("timestamp"))

@@ -350,7 +350,7 @@ class HubProducer:
 
 
 _lock = threading.Lock()
-_producers: dict[tuple[str, str | None, str | None], HubProducer] = {}
+_producers: dict[tuple[str, str], HubProducer] = {}  # by the hub's address and the source
 
 
 def producer_for(
@@ -365,7 +365,7 @@ def producer_for(
 
     Args:
         url: of the hub.
-        token: see `HubProducer`.
+        token: see `HubProducer`; that of whoever asks first counts.
         source: see `HubProducer`.
         tls_ca: see `Dialer`.
         directory: of records; None: as `record_directory` says.
@@ -373,8 +373,8 @@ def producer_for(
     Raises:
         InputError: the address cannot be one, or has a token in it.
     """
-    key = (url, token, source)
     with _lock:
+        key = (url, source or source_of_process())
         if key not in _producers:
             dialer = Dialer(url, tls_ca)
             _producers[key] = HubProducer(
@@ -397,4 +397,14 @@ def _finish_all() -> None:
         each.finish()
 
 
+def _after_fork() -> None:
+    """In a forked child the producers have other names by now, and nobody holds the lock."""
+    global _lock
+    _lock = threading.Lock()
+    known = {(url, each.source): each for (url, _), each in _producers.items()}
+    _producers.clear()
+    _producers.update(known)
+
+
 lifetime.call_at_last(_finish_all)
+lifetime.call_after_fork(_after_fork)

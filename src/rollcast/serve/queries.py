@@ -73,7 +73,6 @@ NO_RECORD = (
     "these runs leave no record: what is over is told as far as the memory of the server goes back; "
     "an ArchiveObserver keeps a record"
 )
-BEHIND = "the server is behind its runs: what happened last may be missing"
 REREADING = "the server fell behind its runs, and is still reading the rows that it lost; ask again"
 ROWS_LOST = "the server fell behind run {}: rows of chains that ended meanwhile may be missing"
 ROWS_LOST_OF_ALL = "the server fell behind its runs: rows of chains that ended meanwhile may be missing"
@@ -285,8 +284,7 @@ class _Table:
             self.drop()
             raise
         behind = []
-        if manager is not None and not await caught_up(manager, rows):
-            behind.append(BEHIND)
+        await rows.catch_up()
         if self._mending is not None:
             _, late = await asyncio.wait([self._mending], timeout=LATE_S)
             if late:
@@ -313,7 +311,7 @@ class _Table:
         manager.refresh(observer)
         with manager.lock:
             ended = manager.fanout.emitted[StreamEventType.RUN_END]
-        await caught_up(manager, rows)
+        await rows.catch_up()
         record, behind = await begun_record(manager)
         if record is None:
             past = await self._past(manager)
@@ -417,7 +415,7 @@ class _Table:
                 await asyncio.sleep(0)
             if behind is not None:
                 rows.lacks(f"{_rows_lost(lost)}: {behind}")
-        await caught_up(manager, rows)
+        await rows.catch_up()
         rows.lose_ends(ended)
 
     def watched(self, change: int) -> None:
@@ -628,7 +626,7 @@ class _Answer:
             wanted.without = [_key(row) for row in open_rows]
             told = {_key(row) for row in open_rows if fits(row, wanted)}
             async with self._queries.turn():
-                is_open = page_of(open_rows, msgspec.structs.replace(wanted, without=[]))
+                is_open = page_of(open_rows, msgspec.structs.replace(wanted, without=[]), table.encoded)
 
             async def of_record(record: Recorded) -> Page:
                 async with self._queries.reading():
@@ -637,7 +635,7 @@ class _Answer:
             async def of_memory() -> Page:
                 self._queries.note_let_go(table, self._missing)
                 async with self._queries.turn():
-                    return page_of(table.ended_rows(), wanted)
+                    return page_of(table.ended_rows(), wanted, table.encoded)
 
             if wanted.where.get("state") == ["running"]:  # the record is not read: what is over is not wanted
                 over = Page(rows=[], total=0, more=False)
@@ -699,14 +697,16 @@ class _Answer:
             await asyncio.sleep(WATCH_S)
             await self._until_room()
             is_over = table.closed or table.manager is None  # then what follows are its last changes
+            await table.catch_up()
             news = [sentence for sentence in table.lacking if sentence not in self._missing]
             if news:
                 self._missing += news
                 await self._send_rows([], changed=True, missing=news)
-            if table.version != version:
+            if table.version != version or table.to_ask:
                 if table.forgotten > version:
                     raise _BehindError(LET_GO)
                 async with self._queries.turn():
+                    table.ask()
                     rows, version = table.changed_since(version), table.version
                     changed = []
                     for row in rows:

@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -242,12 +242,13 @@ class SpoolReader:
         for lines in self._lines.blocks(position):
             self.damaged += lines.first - position
             position = lines.first + len(lines.lines)
-            blocks: list[Block] = []
-            for at, line in enumerate(lines.lines, lines.first):
-                if lines.checked or _is_event(line):
-                    _append(blocks, line, self._numbers.at(at))
-                else:
-                    self.damaged += 1
+            good = [
+                (self._numbers.at(at), line)
+                for at, line in enumerate(lines.lines, lines.first)
+                if lines.checked or _is_event(line)
+            ]
+            self.damaged += len(lines.lines) - len(good)
+            blocks = [*_blocks(good)]
             if blocks:
                 return blocks, position
         return [], position
@@ -261,16 +262,21 @@ def _is_event(line: bytes) -> bool:
     return True
 
 
-def _append(blocks: list[Block], line: bytes, number: int) -> None:
-    """Put a line behind the others: into the last block if that has room and ends with the number before."""
-    if blocks:
-        last = blocks[-1]
-        follows = last.last + 1 == number
-        if follows and last.count < FRAME_EVENTS and len(last.data) + len(line) < FRAME_BYTES:
-            last.data += b"," + line
-            last.count += 1
-            return
-    blocks.append(Block(line, 1, number))
+def _blocks(lines: Iterable[tuple[int, bytes]]) -> Iterator[Block]:
+    """Lines with their numbers as blocks, as large as a frame may be, without a jump of the numbers."""
+    first, size = 0, 0
+    held: list[bytes] = []
+    for number, line in lines:
+        follows = number == first + len(held)
+        if held and not (follows and len(held) < FRAME_EVENTS and size + len(line) < FRAME_BYTES):
+            yield Block(b",".join(held), len(held), first)
+            held, size = [], 0
+        if not held:
+            first = number
+        held.append(line)
+        size += len(line)
+    if held:
+        yield Block(b",".join(held), len(held), first)
 
 
 def forget(path: Path, *, keep: bool) -> None:

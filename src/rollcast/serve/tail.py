@@ -57,8 +57,15 @@ class LiveTail:
                 position < self.history.tail
             ):  # another thread let go of it a moment ago: they are looked at again
                 return True
-            window = self.history.window(position, PORTION)
-        batches, end, shortening = self._batches(window, selector, position, room)
+            if self.history.has_wanted(selector, position):
+                window = self.history.window(position, PORTION)
+                end = None
+            else:
+                window, end = self.history.window(head - 1, 1), head - position
+        batches: list[tuple[list[bytes], int]] = []
+        shortening = False
+        if end is None:
+            batches, end, shortening = self._batches(window, selector, position, room)
         reached = position + end
         told = window[end - 1].before + len(window[end - 1].data) if batches else None
         for subscription in members:

@@ -39,6 +39,7 @@ from rollcast.records.jsonable import (
     bounded_row,
     object_or_text,
 )
+from rollcast.stream.asked import TOLD_ANYWAY, ChainSoFar
 from rollcast.stream.fanout import Fanout, Route, Targets
 from rollcast.stream.notes import ChainNotes
 from rollcast.stream.queue import Control, EventQueue, chunk_size
@@ -71,6 +72,7 @@ class RunOfChain(Protocol):
     lock: AbstractContextManager[Any]
     live: bool
     run_id: str
+    source: str
     model: str
     policy_version: int
     seq: int
@@ -188,7 +190,9 @@ class ChainWriter:
         self.live = run.live
         self.lock = run.lock
         self.route = (
-            Route(run.fanout, run.run_id, trajectory.chain_id, trajectory.group_id) if run.live else None
+            Route(run.fanout, run.run_id, trajectory.chain_id, trajectory.group_id, run.source, asked=True)
+            if run.live
+            else None
         )
         self.generation_open: GenerationWriter | None = None
         self.tools_open: dict[str, ToolCallWriter] = {}
@@ -265,6 +269,7 @@ class ChainWriter:
             trajectory.duration_s = time.perf_counter() - self._began
             self.run.chain_ended(self)
             if self.live:
+                self._tell_askers_of_end()
                 self.emit(
                     T.CHAIN_END,
                     {
@@ -479,6 +484,41 @@ class ChainWriter:
         if targets:
             step = step or len(self.trajectory.turns) or None
             self.run.publish(targets, event_type, self.route, as_json(data), step, self.depth)
+        if self.run.fanout.asking and event_type not in TOLD_ANYWAY:
+            self.note_change()
+
+    # -- being asked -------------------------------------------------------------------------------------------------
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The run's id and the chain's."""
+        return self.trajectory.run_id, self.trajectory.chain_id
+
+    def so_far(self, *, rewarded: bool = True) -> ChainSoFar:
+        """See `AskedChain`. The lock is held."""
+        return self.notes.so_far(self.trajectory, self.depth, self.run.seq, rewarded=rewarded)
+
+    def note_change(self) -> None:
+        """Note, for readers that ask, that the chain has done something. The lock is held."""
+        if self.route is not None and self.route.asked:
+            for asking in self.run.fanout.asking:
+                asking.changed_locked(self)
+
+    def _tell_askers_of_end(self) -> None:
+        if self.route is not None and self.route.asked:
+            for asking in self.run.fanout.asking:
+                asking.ends_locked(self)
+
+    def tell_all(self) -> None:
+        """Give every event from now on also to readers that ask, since somebody makes events of this chain by hand. The lock is held."""
+        if self.route is None or not self.route.asked:
+            return
+        self.route.tell_all()
+        for asking in self.run.fanout.asking:
+            asking.told_locked(self)
+        self.run.fanout.snapshot_for_askers_locked(self.snapshot())
+
+    # -- watching ----------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> StreamEvent:
         """Make a `chain_snapshot` of the chain's current state. The lock is held."""
@@ -648,7 +688,7 @@ class GenerationWriter:
             turn.duration_s = time.perf_counter() - self._began
             chain.generation_open = None
             if chain.live:
-                chain.notes.generation_ended(finish_reason)
+                chain.notes.generation_ended(turn)
                 chain.run.fanout.completion_tokens += turn.completion_tokens
                 data = {
                     "content": turn.text,
@@ -669,6 +709,8 @@ class GenerationWriter:
             chain.emit(T.LLM_GENERATION_END, data, turn.step)
             return
         targets = route.targets_locked(T.LLM_GENERATION_END)
+        if self._run.fanout.asking:
+            chain.note_change()
         run, depth, data = self._run, chain.depth, as_json(data)
         others = tuple(target for target in targets if target not in with_ids)
         run.publish(others, T.LLM_GENERATION_END, route, data, turn.step, depth)

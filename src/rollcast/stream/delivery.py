@@ -21,6 +21,7 @@ from rollcast.aio import running_loop, wake
 from rollcast.errors import InputError
 from rollcast.failures import by_signal, text_and_place
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.stream.asked import AskedChains
 from rollcast.stream.own_filter import OwnFilter
 from rollcast.stream.queue import Control, EventQueue, Item
 from rollcast.stream.waiting import event_of
@@ -65,6 +66,7 @@ class Delivery(EventQueue):
         tokens: which chunks the reader takes; see `StreamObserver.chunk_interest`.
         encodes: whether the reader takes an `EncodableChunk` as it is.
         pulled: whether the reader takes events at its own pace, and nothing waits for it.
+        asked: what the reader has not asked yet, if it is one that asks (`asked.py`); None for any other.
         ended: whether nothing more will be put in.
         discarding: whether waiting items are dropped instead of handed over.
         hook_task: the task that calls the reader's hooks, or called them last.
@@ -93,6 +95,7 @@ class Delivery(EventQueue):
         self.tokens: Literal["wanted", "shared", "never"] = "wanted"
         self.encodes = False
         self.pulled = False
+        self.asked: AskedChains | None = None
         self.ended = False
         self.discarding = False
         self.hook_task: asyncio.Task[None] | None = None

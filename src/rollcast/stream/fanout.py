@@ -19,6 +19,7 @@ from rollcast.aio import call_in, fulfil, resolve, running_loop, wait_for_all, w
 from rollcast.records import EventFilter, StreamEvent, StreamEventType, Trajectory
 from rollcast.records.event import OpenToolCall
 from rollcast.records.lanes import Lane
+from rollcast.stream.asked import TOLD_ANYWAY, AskedChains
 from rollcast.stream.delivery import Delivery, ensure_not_in_own_hook
 from rollcast.stream.own_filter import OwnFilter
 from rollcast.stream.queue import Control, EventQueue
@@ -78,6 +79,10 @@ class OpenRun(Protocol):
 
     def has_chain(self, chain_id: str) -> bool:
         """Whether this chain is open."""
+        ...
+
+    def tell_all(self, chain_id: str) -> None:
+        """Somebody makes events of this chain by hand: readers that would ask the chain are given all of its events."""
         ...
 
     def place_in(self, chain_id: str) -> tuple[int, int] | None:
@@ -140,6 +145,7 @@ class Fanout:
         emitted: how many events were published, by type, without those in `chunks`.
         chunks: how many chunk events runs here published at once; counting in an attribute costs a third of a dict entry.
         named: the chains and groups that filters name.
+        asking: what the readers that ask (`asked.py`) have not asked yet.
         run_openings, run_closings: called with the id of each run that opens or has closed; the lock is held.
         chain_closings: called with the trajectory of each chain that has ended, which no longer changes; the lock is held.
             Chains of relayed runs have no trajectory.
@@ -160,6 +166,7 @@ class Fanout:
         self.chunks = 0
         self.completion_tokens = 0  # in generations that have ended
         self.named: frozenset[str] = frozenset()
+        self.asking: tuple[AskedChains, ...] = ()
         self.run_openings: list[Callable[[str], object]] = []
         self.run_closings: list[Callable[[str], object]] = []
         self.chain_closings: list[Callable[[Trajectory], object]] = []
@@ -239,6 +246,7 @@ class Fanout:
     def _changed_locked(self) -> None:
         self.version += 1
         self._targets.clear()
+        self.asking = tuple([d.asked for d in self._deliveries if d.asked is not None])
         parts = [part for delivery in self._deliveries for part in delivery.filter.alternatives]
         self.named = frozenset().union(*(p.chains or () for p in parts), *(p.groups or () for p in parts))
         self._anywhere = None if any(map(_names_a_place, parts)) else {}
@@ -279,6 +287,17 @@ class Fanout:
             if self._anywhere is not None:
                 self._anywhere[event_type] = found
             return found
+
+    def not_asking_locked(self, targets: Targets) -> Targets:
+        """Those of the deliveries whose readers do not ask."""
+        found = tuple([d for d in targets if d.asked is None])
+        return self._targets.setdefault(found, found)
+
+    def snapshot_for_askers_locked(self, snapshot: StreamEvent) -> None:
+        """Give the readers that ask a snapshot of a chain, whose events they are given from now on."""
+        for delivery in self._deliveries:
+            if delivery.asked is not None:
+                delivery.put_uncounted([snapshot])
 
     def publish_locked(self, event: Event, targets: Iterable[Delivery], size: int) -> None:
         """Queue an event of `size` bytes for each target. This is on the path of every token."""
@@ -478,22 +497,35 @@ class Route:
 
     Attributes:
         place: the fields that all its events have in common.
+        asked: whether the chain can be asked what it adds up to, so that readers that ask are given only its start and its end.
         chunk: the deliveries that want its tokens, as of `version`; None before the first lookup.
         encoded: whether all of these take an `EncodableChunk`.
     """
 
-    __slots__ = ("_by_type", "_fanout", "_with_ids", "chunk", "encoded", "place", "version")
+    __slots__ = ("_by_type", "_fanout", "_with_ids", "asked", "chunk", "encoded", "place", "version")
 
     def __init__(
-        self, fanout: Fanout, run_id: str, chain_id: str, group_id: str | None, source: str | None = None
+        self,
+        fanout: Fanout,
+        run_id: str,
+        chain_id: str,
+        group_id: str | None,
+        source: str | None = None,
+        *,
+        asked: bool = False,
     ) -> None:
         self._fanout = fanout
         self.place = Place(run_id, chain_id, group_id, fanout.source if source is None else source)
+        self.asked = asked
         self.version = -1
         self.chunk: Targets | None = None
         self.encoded = False
         self._by_type: dict[StreamEventType, Targets] = {}
         self._with_ids: Targets | None = None
+
+    def tell_all(self) -> None:
+        """Give all events to readers that ask too, from now on."""
+        self.asked, self.version = False, -1
 
     def targets_of_ids_locked(self) -> Targets:
         """The deliveries that want this chain's ends of generations, with the ids."""
@@ -518,6 +550,8 @@ class Route:
             targets = fanout.interested(
                 event_type, place.chain_id, place.group_id, place.run_id, place.source
             )
+            if self.asked and fanout.asking and event_type not in TOLD_ANYWAY:
+                targets = fanout.not_asking_locked(targets)
             self._by_type[event_type] = targets
             if event_type is CHUNK:
                 self.chunk = targets

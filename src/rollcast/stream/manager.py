@@ -22,6 +22,7 @@ from rollcast.stream.handmade import HandMade
 from rollcast.stream.hub import publish_if_asked
 from rollcast.stream.observer import StreamObserver
 from rollcast.stream.own_filter import guarded
+from rollcast.stream.processes import default_source
 from rollcast.stream.queue import event_size
 from rollcast.stream.relay import Relay, relayable
 from rollcast.stream.roster import Roster
@@ -71,7 +72,7 @@ class StreamingManager:
         queue_limit: how many bytes of memory one observer's waiting events may take. None: 8 MiB, or 8 KiB for each chain
             that was open at once, if that is more.
         drain_timeout: how many seconds the end of a run waits for observers that lag.
-        source: the name of this worker; `""` in a single process.
+        source: the name of this worker; if `""`, that of the process if the environment says that it is one of several, and else none.
         publish: whether it publishes to the hub that `ROLLCAST_HUB` names, if one is named (docs/publishing.md).
 
     Attributes:
@@ -87,7 +88,9 @@ class StreamingManager:
         source: str = "",
         publish: bool = True,
     ) -> None:
-        self.fanout = Fanout(queue_limit=queue_limit, drain_timeout=drain_timeout, source=source)
+        self.fanout = Fanout(
+            queue_limit=queue_limit, drain_timeout=drain_timeout, source=source or default_source()
+        )
         self.lock = self.fanout.lock
         self._roster = Roster(self, self.fanout)
         # The last `seq` of events that were emitted by hand, of runs and sources that no open run here numbers.
@@ -217,6 +220,8 @@ class StreamingManager:
             if not targets:
                 return
             run = self.fanout.runs.get(event.run_id)
+            if run is not None:
+                run.tell_all(event.chain_id)
             seq = None if run is None else run.next_seq(source)
             if seq is None:
                 lane = Lane(event.run_id, source)

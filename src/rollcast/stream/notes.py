@@ -13,9 +13,21 @@ from typing import Any
 import msgspec
 
 from rollcast.records import Message, ToolRecord, Trajectory, Turn
+from rollcast.records.bounded import Tail, word
 from rollcast.records.jsonable import as_json, bounded_fields, detached, object_or_text
-from rollcast.records.view_fields import error_of, reward_of
-from rollcast.records.view_parts import MAX_CALLS, MAX_REWARDS, StateClock, ToolUse, count_use
+from rollcast.records.view_fields import error_of, object_of, reward_of
+from rollcast.records.view_parts import (
+    MAX_CALLS,
+    MAX_OUTPUT,
+    MAX_REWARDS,
+    OpenCall,
+    StateClock,
+    StateTime,
+    ToolUse,
+    count_use,
+    small,
+)
+from rollcast.stream.asked import ChainSoFar
 
 __all__ = ["ChainNotes"]
 
@@ -34,7 +46,8 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
         messages_before, calls_before: how many messages and ended calls there were when the latest turn began.
         unlisted: what earlier turns and calls produced that was not among the messages when the next turn began; each with
             its position and step.
-        ended_calls: the calls that have ended, in that order.
+        ended_calls: the calls that have ended, in that order; `tool_use`: their totals, by tool.
+        generations, truncated, completion_tokens, first_token_s: of the generations that have ended.
         calls_started_at: the start times of the open calls, by id.
         calls_omitted: how many calls began while 128 were open; a view does not keep those.
         errors, error: how many errors there were, and the latest.
@@ -53,6 +66,11 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
     calls_before: int = 0
     unlisted: list[tuple[int, Turn | ToolRecord, int]] = []  # with the step
     ended_calls: list[ToolRecord] = []
+    tool_use: dict[str, ToolUse] = {}
+    generations: int = 0
+    truncated: int = 0
+    completion_tokens: int = 0
+    first_token_s: float = 0.0
     calls_started_at: dict[str, float] = {}
     calls_omitted: int = 0
     errors: int = 0
@@ -90,9 +108,14 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
         self.messages_before, self.calls_before = len(trajectory.messages) + 1, len(self.ended_calls)
         self.enter("waiting", self.heard())
 
-    def generation_ended(self, finish_reason: str) -> None:
+    def generation_ended(self, turn: Turn) -> None:
         """Note that the generation ended. If it calls no tool, it is taken for the chain's last."""
-        self.enter("scoring" if finish_reason in ("stop", "length") else "waiting", self.heard())
+        why = turn.finish_reason
+        self.generations += 1
+        self.truncated += why == "length"
+        self.completion_tokens += turn.completion_tokens
+        self.first_token_s += turn.ttft_s or 0.0
+        self.enter("scoring" if why in ("stop", "length") else "waiting", self.heard())
 
     def call_began(self, call_id: str) -> None:
         """Note that a tool call began."""
@@ -105,6 +128,7 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
         """Note that a tool call ended."""
         self.calls_started_at.pop(record.call.call_id, None)
         self.ended_calls.append(record)
+        count_use(self.tool_use, as_json(record.call.tool_name), record.status, record.duration_s)
         self.enter("tool" if self.calls_started_at else "waiting", self.heard())
 
     def failed(self, data: dict[str, Any]) -> None:
@@ -134,10 +158,10 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
             "policy_version": self.policy_version,
             "model": self.model,
             "calls_omitted": self.calls_omitted,
-            "tool_use": self._tool_use(),
+            "tool_use": msgspec.to_builtins(self.tool_use),
             "errors": self.errors,
             "error": self.error,
-            **_generated(t.turns),
+            **self._generated(t.turns),
             **self._rewarded(t),
         }
         # Fields that are empty or 0 are left out, except those that a view would then take for unknown.
@@ -180,14 +204,68 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
         del known[len(messages) :]
         return [detached(message) if converted is message else converted for message, converted in known]
 
-    def _tool_use(self) -> dict[str, Any]:
-        by_tool: dict[str, ToolUse] = {}
-        for record in self.ended_calls:
-            count_use(by_tool, as_json(record.call.tool_name), record.status, record.duration_s)
+    def _generated(self, turns: list[Turn]) -> dict[str, Any]:
+        """The counts of the generations."""
+        if not turns:
+            return {}
+        last = turns[-1]
         return {
-            name: {"calls": use.calls, "failed": use.failed, "seconds": use.seconds}
-            for name, use in by_tool.items()
+            "generation_step": last.step,
+            "generation_tokens": 0 if last.finish_reason is not None else len(last.token_ids),
+            "prompt_tokens": last.prompt_tokens,
+            "generations": self.generations,
+            "truncated": self.truncated,
+            "completion_tokens": self.completion_tokens,
+            "first_token_s": self.first_token_s,
         }
+
+    def so_far(
+        self, trajectory: Trajectory, depth: int | None, as_of: int, *, rewarded: bool = True
+    ) -> ChainSoFar:
+        """What the chain adds up to. Its cost does not grow with the chain. If not `rewarded`, without the chain's own reward."""
+        t = trajectory
+        given, metrics = (t.reward, t.metrics) if rewarded else (None, {})
+        if t.reward is None and t.step_rewards:
+            given, metrics = t.step_rewards[-1].reward, t.step_rewards[-1].metrics
+        return ChainSoFar(
+            as_of=as_of,
+            state=self.state,
+            since=self.since,
+            times={
+                state: StateTime(time.seconds, time.stays, time.longest) for state, time in self.times.items()
+            },
+            last_event_at=self.last_event_at,
+            step=len(t.turns) or None,
+            depth=depth,
+            policy_version=self.policy_version,
+            truncated=self.truncated,
+            completion_tokens=self.completion_tokens,
+            tool_calls=self._open_calls(t) if self.calls_started_at else {},
+            tool_use={
+                name: ToolUse(use.calls, use.failed, use.seconds) for name, use in self.tool_use.items()
+            },
+            reward=given,
+            metrics=object_of(small(bounded_fields(metrics))) if metrics else {},
+            errors=self.errors,
+            error=self.error,
+        )
+
+    def _open_calls(self, t: Trajectory) -> dict[str, OpenCall]:
+        """The calls that have not ended, without arguments and output."""
+        calls: dict[str, OpenCall] = {}
+        for record in t.turns[-1].tools:
+            if record.duration_s is None and len(calls) < MAX_CALLS:
+                call_id = word(as_json(record.call.call_id)) or ""
+                name = word(as_json(record.call.tool_name)) or ""
+                calls[call_id] = OpenCall(
+                    call_id,
+                    name,
+                    Tail(MAX_OUTPUT),
+                    step=len(t.turns),
+                    started_at=self.calls_started_at.get(record.call.call_id),
+                    status=record.status,
+                )
+        return calls
 
     def _unlisted_messages(self, t: Trajectory) -> list[dict[str, Any]]:
         unlisted = self.unlisted
@@ -233,23 +311,6 @@ def _converted(message: Message) -> tuple[Message, Any]:
     """The message and its JSON: the same object, or one that shares no part with it."""
     converted = as_json(message)
     return message, message if converted is message else detached(converted)
-
-
-def _generated(turns: list[Turn]) -> dict[str, Any]:
-    """The counts of the generations."""
-    if not turns:
-        return {}
-    last = turns[-1]
-    ended = turns if last.finish_reason is not None else turns[:-1]
-    return {
-        "generation_step": last.step,
-        "generation_tokens": 0 if last.finish_reason is not None else len(last.token_ids),
-        "prompt_tokens": last.prompt_tokens,
-        "generations": len(ended),
-        "truncated": sum([turn.finish_reason == "length" for turn in ended]),
-        "completion_tokens": sum([turn.completion_tokens for turn in ended]),
-        "first_token_s": sum([turn.ttft_s or 0.0 for turn in ended]),
-    }
 
 
 def _said(turn: Turn) -> dict[str, Any]:

@@ -236,6 +236,9 @@ class _RelayedRun:
         """See `OpenRun.has_chain`."""
         return chain_id in self.chains
 
+    def tell_all(self, chain_id: str) -> None:
+        """See `OpenRun.tell_all`: relayed chains cannot be asked, so all of their events are given anyway."""
+
     def place_in(self, chain_id: str) -> tuple[int, int] | None:
         """See `OpenRun.place_in`."""
         chain = self.chains.get(chain_id)

@@ -35,6 +35,7 @@ from rollcast.records.jsonable import as_json, detached
 from rollcast.stream.chain import UNSET, ChainWriter, error_data
 from rollcast.stream.delivery import ensure_not_in_own_hook
 from rollcast.stream.fanout import Fanout, OpenPart, Route, Targets
+from rollcast.stream.processes import SharedRun
 from rollcast.stream.queue import Control, EventQueue, event_size
 
 __all__ = ["RunAbout", "RunWriter", "new_run_id"]
@@ -92,7 +93,8 @@ class RunWriter:
         agent, model, backend, policy_version: fields of `run_start`.
         parent_run_id: the training run that this is a rollout of, or the run whose chain began this one.
         split: `train` or `eval`.
-        run_id: the run's id; None: one is made.
+        run_id: the run's id; None: one is made, or, for the first run of a process that has no parent, what `ROLLCAST_RUN_ID` says.
+            Processes that give the same id make one run of several sources; chains and groups need ids that differ then.
         on_cancel: called by `manager.cancel` with a chain id, or None for the whole run, from any thread.
         train_step: the training step that its chains are for; in an evaluation, the step that it comes after.
         seed, sampling, settings: what to pass to get the same run again, how its generations are sampled, and how else it goes.
@@ -132,7 +134,11 @@ class RunWriter:
         )
         self.on_cancel = on_cancel
         self.live = live
-        self.run_id = run_id or new_run_id()
+        shared = SharedRun.take() if live and run_id is None and parent_run_id is None else None
+        self.run_id = run_id or shared or new_run_id()
+        self.source = fanout.source
+        # Ends the ids of chains and groups that are made here, if other processes make some for the same run.
+        self.suffix = f"@{self.source}" if shared and self.source else ""
         self.seq = -1  # that of the last event
         self.model = model
         self.policy_version = policy_version
@@ -152,7 +158,7 @@ class RunWriter:
         self._opened = False
         self.loop: asyncio.AbstractEventLoop | None = None  # the loop in which it was opened
         self.lock: AbstractContextManager[Any] = fanout.lock if live else _NO_LOCK
-        self._route = Route(fanout, self.run_id, "", None)
+        self._route = Route(fanout, self.run_id, "", None, self.source)
         self._began = time.perf_counter()
         self._start: dict[str, Any] = {
             "chains": chains, "groups": groups, "agent": agent, "model": model, "backend": backend,
@@ -160,16 +166,9 @@ class RunWriter:
         }  # fmt: skip
         self.parent_run_id = parent_run_id
         known = {
-            "split": split,
-            "train_step": train_step,
-            "seed": seed,
-            "sampling": sampling,
-            "settings": settings,
-            "name": name,
-            "tags": list(tags) or None,
-            "tools": list(tools) or None,
-            "leader": leader,
-        }
+            "split": split, "train_step": train_step, "seed": seed, "sampling": sampling, "settings": settings, "name": name,
+            "tags": list(tags) or None, "tools": list(tools) or None, "leader": leader,
+        }  # fmt: skip
         self._start.update({field: value for field, value in known.items() if value is not None})
 
     def open(self) -> Self:
@@ -280,7 +279,7 @@ class RunWriter:
             if delivery.born > self._began:
                 continue
             for wanted in delivery.filter.alternatives:
-                if not wanted.wants_gap(self.run_id, self.fanout.source):  # it wants nothing of this run
+                if not wanted.wants_gap(self.run_id, self.source):  # it wants nothing of this run
                     continue
                 missing = (
                     (wanted.chains or frozenset()) | (wanted.groups or frozenset())
@@ -362,9 +361,9 @@ class RunWriter:
 
     def _free_id(self) -> str:
         number = self.chains
-        while f"chain_{number}" in self._chain_ids:
+        while f"chain_{number}{self.suffix}" in self._chain_ids:
             number += 1
-        return f"chain_{number}"
+        return f"chain_{number}{self.suffix}"
 
     def error(self, error: BaseException | str, where: str) -> None:
         """Record a failure that concerns the run as a whole."""
@@ -422,6 +421,12 @@ class RunWriter:
         """See `OpenRun.has_chain`."""
         return chain_id in self.open_chains
 
+    def tell_all(self, chain_id: str) -> None:
+        """See `OpenRun.tell_all`."""
+        chain = self.open_chains.get(chain_id)
+        if chain is not None:
+            chain.tell_all()
+
     def place_in(self, chain_id: str) -> tuple[int, int] | None:
         """See `OpenRun.place_in`."""
         chain = self.open_chains.get(chain_id)
@@ -437,11 +442,11 @@ class RunWriter:
 
     def as_of(self) -> Mapping[str, int]:
         """See `OpenRun.as_of`."""
-        return {self.fanout.source: self.seq}
+        return {self.source: self.seq}
 
     def next_seq(self, source: str) -> int | None:
         """See `OpenRun.next_seq`."""
-        if source != self.fanout.source:
+        if source != self.source:
             return None
         self.seq += 1
         return self.seq
@@ -481,7 +486,7 @@ class RunWriter:
                 chain.trajectory.chain_id,
                 chain.trajectory.group_id,
                 self.run_id,
-                self.fanout.source,
+                self.source,
             )
             if filter.wants_snapshot(*place) and not (besides and besides.wants_snapshot(*place)):
                 yield chain.snapshot()

@@ -48,6 +48,10 @@ class SharedRun:
         """See `OpenRun.has_chain`."""
         return self.own.has_chain(chain_id) or self.elsewhere.has_chain(chain_id)
 
+    def tell_all(self, chain_id: str) -> None:
+        """See `OpenRun.tell_all`."""
+        self.own.tell_all(chain_id)
+
     def place_in(self, chain_id: str) -> tuple[int, int] | None:
         """See `OpenRun.place_in`."""
         return self.own.place_in(chain_id) or self.elsewhere.place_in(chain_id)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -14,7 +16,9 @@ import msgspec
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.lanes import summed_ends
+from rollcast.stream.hub import HUB
 from rollcast.stream.observer import StreamObserver
+from rollcast.stream.processes import rank_of_process
 from rollcast.terminal.gathering import Gathering
 from rollcast.terminal.hint_lines import ConsoleHints, hints_wanted
 from rollcast.terminal.layout import Row
@@ -25,6 +29,8 @@ from rollcast.terminal.status import StatusArea
 from rollcast.terminal.telling import Telling
 
 __all__ = ["ConsoleStreamObserver"]
+
+logger = logging.getLogger("rollcast.terminal")
 
 T = StreamEventType
 CHUNK = T.LLM_GENERATION_CHUNK
@@ -100,6 +106,9 @@ class ConsoleStreamObserver(StreamObserver):
             if not holds:
                 raise InputError(f"{name} of the console is {value!r}; expected {expected}")
         self.filter = EventFilter.coerce(chain_filter)
+        if file is None and (rank := rank_of_process()):
+            self.filter &= EventFilter(types=())  # nothing is made for it
+            _tell_where_to_look(rank)
         self.runs: dict[str, VisibleRun] = {}
         self.status_wanted = False
         self.hints_by_clock = True
@@ -426,6 +435,13 @@ class ConsoleStreamObserver(StreamObserver):
         run = self.runs.pop(run_id, None)
         if run is not None:
             attached.run_closed(run_id, run)
+
+
+def _tell_where_to_look(rank: int) -> None:
+    """Say once that the first process prints alone, since the lines of several would be mixed."""
+    hub = os.environ.get(HUB, "").strip()
+    where = f"rollcast watch {hub}" if hub else f"set {HUB}, or give it a log: JSONStreamObserver(path)"
+    logger.warning("rank %d prints no chains, since rank 0 prints here; to see them: %s", rank, where)
 
 
 class _Attached:

@@ -14,6 +14,7 @@ from rich.color import ColorSystem
 from rollcast.terminal.event_rows import EventRows
 from rollcast.terminal.layout import ASCII, UNICODE, Painter, Row, row_cells, wrap
 from rollcast.terminal.output import SharedOutput
+from rollcast.terminal.ownership import owns_terminal
 from rollcast.terminal.shown import VisibleChain
 from rollcast.terminal.tags import style_tags
 from rollcast.text import LINE_CHARS, shorten
@@ -33,7 +34,7 @@ class Printer:
 
     Attributes:
         output: the stream's output, which is shared with other consoles.
-        terminal: whether the stream is a terminal.
+        terminal: whether the stream is a terminal on which no other process draws.
         piped: whether the stream is a pipe or a file, which is read by lines.
         capable: whether it is a terminal that supports moving the cursor.
         width: the column at which rows are wrapped; None: they are not. `room`: what the prefix leaves of it.
@@ -52,7 +53,7 @@ class Printer:
         limits: tuple[int, int],
     ) -> None:
         self.output = SharedOutput.of(stream)
-        self.terminal = _is_terminal(stream)
+        self.terminal = _is_terminal(stream) and owns_terminal(stream)
         self.piped = not self.terminal and _has_descriptor(stream)
         self.capable = self.terminal and _is_capable()
         encoding = getattr(stream, "encoding", None) or "utf-8"

@@ -23,6 +23,7 @@ from rollcast.records import StreamEvent, StreamEventType
 from rollcast.rollout import BaseAgent, RunResult
 from rollcast.rollout.rows import derived_seed
 from rollcast.rollout.workers import Workers
+from rollcast.stream.processes import SharedRun
 from rollcast.stream.run import RunWriter, new_run_id
 from rollcast.tasks import Task
 from rollcast.train.batch import TrainBatch, make_batch
@@ -192,7 +193,7 @@ class _Training:
         self.backend = _trainable(agent)
         self.out = None if out is None else Path(out).absolute()  # a tool may change the current folder
         self.on_progress = on_progress
-        self.run_id = new_run_id()
+        self.run_id = SharedRun.take() or new_run_id()
         self.history: list[Progress] = []
         self.questions = Questions(task, config.seed, config.eval_questions)
         # Refuses rows that lack a field that the reward needs.

@@ -27,6 +27,8 @@ from rollcast.records.event import LearnedFrom, RunStatus
 from rollcast.records.jsonable import plain_scalar
 from rollcast.rollout import BaseAgent
 from rollcast.rollout.rows import as_rows, derived_seed
+from rollcast.rollout.settings import ChainPlace
+from rollcast.stream.processes import SharedRun
 from rollcast.stream.run import RunWriter, new_run_id
 from rollcast.train.export import Forked, to_trl
 from rollcast.train.figures import chain_figures, maxima, means
@@ -94,7 +96,7 @@ class Rollouts:
         self.train_dataset = _dataset(self._rows[: len(rows)], 0)
         self.eval_dataset = _dataset(self._rows[len(rows) :], len(rows)) if eval_rows else None
         self.reward = _reward_function("no_reward" if agent.reward is None else agent.reward.name)
-        self.callback = _Events(agent, new_run_id(), name, tags)
+        self.callback = _Events(agent, SharedRun.take() or new_run_id(), name, tags)
 
     @property
     def run_id(self) -> str:
@@ -202,6 +204,8 @@ class Rollouts:
     async def _sample(self, numbers: list[int], trainer: Any, split: str) -> list[Trajectory]:
         """Run the chains; afterwards the model is as it was, and nothing computes with it any more."""
         version = int(trainer.state.global_step)
+        run_id, parent = _told_by_main_process(trainer, [new_run_id(), self.run_id])
+        places = _places(numbers, trainer, split)
         groups = [(number, len(list(same))) for number, same in itertools.groupby(numbers)]
         repeats = groups[0][1]
         if any(count != repeats for _, count in groups):  # a group that several processes share
@@ -214,7 +218,10 @@ class Rollouts:
         run = self.agent.prepare(
             self._max_steps, [self._rows[number] for number, _ in groups], repeats, bool(manager.observers),
             sampling=self._sampling(trainer), seed=seed,
-            about={"parent_run_id": self.run_id, "split": split, "train_step": version + (split == "train")},
+            about={
+                "run_id": run_id, "parent_run_id": parent, "split": split, "train_step": version + (split == "train"),
+            },
+            places=places,
         )  # fmt: skip
         try:
             result = await run.execute()
@@ -289,16 +296,17 @@ class _Events(transformers.TrainerCallback):
     def note_rollout(self, trajectories: list[Trajectory], trainer: Any) -> None:
         """Note the trajectories that the trainer learns from next."""
         self._note_advantages()
-        if self._agent.streaming_manager.observers:
+        if self._agent.streaming_manager.observers and trainer.accelerator.is_main_process:
             self._played = trajectories, trainer
 
     def _note_advantages(self) -> None:
-        """Note the advantages of the last rollouts, which the trainer has computed by now."""
+        """Note the advantages of the last rollout's chains, of all processes, which the trainer has computed by now."""
         if self._played is not None:
             trajectories, trainer = self._played
             self._played = None
-            for t, advantage in zip(trajectories, _advantages(trainer, len(trajectories)), strict=False):
-                self._chains.setdefault(t.run_id, {})[t.chain_id] = {"advantage": advantage, "staleness": 0}
+            learned = self._chains.setdefault(trajectories[0].run_id, {})
+            for number, advantage in enumerate(_advantages(trainer, len(trajectories))):
+                learned[f"chain_{number}"] = {"advantage": advantage, "staleness": 0}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._note_advantages()
@@ -306,11 +314,13 @@ class _Events(transformers.TrainerCallback):
             control.should_training_stop = control.should_save = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if not state.is_world_process_zero:
-            return
         if self._run is not None:  # an earlier training's
             self.close("failed")  # that training raised
             self.run_id, self.cancelled, self.why = new_run_id(), False, ""
+        if args.world_size > 1:  # one run, which every process has a part of
+            told = [self.run_id]
+            accelerate.utils.broadcast_object_list(told, from_process=0)
+            self.run_id = told[0]
         backend = self._agent.backend
         self._run = self._agent.streaming_manager.run(
             chains=0, groups=0, agent=self._agent.name, model=backend.model_name, backend=backend.name,
@@ -325,7 +335,7 @@ class _Events(transformers.TrainerCallback):
     ) -> None:
         logs = logs or {}
         about_a_step = "loss" in logs or any(name.startswith("eval_") for name in logs)
-        if self._run is None or not about_a_step:
+        if self._run is None or not about_a_step or not state.is_world_process_zero:
             return
         step = int(state.global_step)
         metrics = {name: value for name, value in logs.items() if _is_finite(value)}
@@ -616,18 +626,48 @@ def _check_checkpoint(trainer: Any, resume: str | bool | None) -> None:
         check_resumable(folder, numbered(folder.absolute().parent, prefix))
 
 
-def _advantages(trainer: Any, count: int) -> list[float]:
-    """The advantages that the trainer computed for this process's last rollouts, in their order.
+def _told_by_main_process(trainer: Any, values: list[Any]) -> list[Any]:
+    """The values as the main process has them. All processes call it at the same place, and wait for each other there."""
+    if trainer.accelerator.num_processes > 1:
+        accelerate.utils.broadcast_object_list(values, from_process=0)
+    return values
 
-    They depend on its reward weights, its scaling and its other processes, so they are not computed again here. TRL keeps
-    them for `log_completions`, for one process after the other; the list is empty if another version of TRL does not.
+
+def _places(numbers: Sequence[int], trainer: Any, split: str) -> list[ChainPlace]:
+    """Where this process's chains stand in a rollout of all processes.
+
+    TRL hands out one list of prompts, each `num_generations` times in a row, in equal parts: the first to the first process, and so
+    on (`RepeatSampler`, `BatchSamplerShard`). So a group may begin in one process and go on in the next. Of a sampler that orders
+    them otherwise, equal neighbours in one process make a group.
+
+    Args:
+        numbers: the row of each chain.
+        trainer: the trainer.
+        split: `train` or `eval`.
+    """
+    first = trainer.accelerator.process_index * len(numbers)
+    repeats = trainer.num_generations
+    if split == "eval":
+        repeats = getattr(trainer, "num_generations_eval", repeats)
+    rows: dict[int, int] = {}
+    if all(rows.setdefault((first + j) // repeats, row) == row for j, row in enumerate(numbers)):
+        return [ChainPlace(first + j, *divmod(first + j, repeats)) for j in range(len(numbers))]
+    places: list[ChainPlace] = []
+    for _, same in itertools.groupby(numbers):
+        begin = first + len(places)
+        places += [ChainPlace(begin + i, begin, i) for i, _ in enumerate(same)]
+    return places
+
+
+def _advantages(trainer: Any, count: int) -> list[float]:
+    """The advantages that the trainer computed for the last rollouts, of which each process had `count`, by the chains' numbers.
+
+    They depend on its reward weights and its scaling, so they are not computed again here. TRL keeps them for
+    `log_completions`, for one process after the other; the list is empty if another version of TRL does not.
     """
     kept = getattr(trainer, "_logs", {}).get("advantages", ())
-    processes, index = trainer.accelerator.num_processes, trainer.accelerator.process_index
-    if len(kept) < processes * count:
-        return []
-    newest = list(kept)[-processes * count :]
-    return [float(advantage) for advantage in newest[index * count : (index + 1) * count]]
+    everywhere = trainer.accelerator.num_processes * count
+    return [float(advantage) for advantage in list(kept)[-everywhere:]] if len(kept) >= everywhere else []
 
 
 _SETTINGS = (

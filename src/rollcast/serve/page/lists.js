@@ -31,7 +31,7 @@ export function isFollowing({ top, height, total }) {
  */
 
 /** The fields by which rows are chosen in an address; other names of a query say something else. */
-export const CHOSEN_BY = ["state", "reward", "tool", "finish_reason", "policy_last", "train_step", "trained", "text"];
+export const CHOSEN_BY = ["state", "reward", "tool", "finish_reason", "policy_last", "train_step", "source", "trained", "text"];
 
 /**
  * The chips of an address, without what else its query says.
@@ -67,7 +67,7 @@ function fits(row, name, value) {
   if (name === "trained") return (typeof row.advantage === "number") === (value === "yes");
   if (name === "text") {
     const needle = value.toLowerCase();
-    return [row.chain_id, row.group_id, row.answer, row.error].some((each) => String(each ?? "").toLowerCase().includes(needle));
+    return [row.chain_id, row.group_id, row.source, row.answer, row.error].some((each) => String(each ?? "").toLowerCase().includes(needle));
   }
   if (value === "none") return row[name] === null || row[name] === undefined;
   const range = value.match(/^(|-?\d[\d.e+-]*?)\.\.(<?)(|-?\d[\d.e+-]*)$/);
@@ -84,6 +84,14 @@ function fits(row, name, value) {
 function isWithin(found, low, high, open) {
   if (typeof found !== "number") return false;
   return (low === "" || found >= Number(low)) && (high === "" || (open ? found < Number(high) : found <= Number(high)));
+}
+
+/**
+ * Whether several processes emit these chains, so that rows have to say whose they are.
+ * @param {readonly Row[]} rows
+ */
+export function haveSeveralSources(rows) {
+  return rows.some((row) => (row.source ?? "") !== (rows[0]?.source ?? ""));
 }
 
 // -- by what rows can be chosen ---------------------------------------------------------------------------------------------
@@ -108,6 +116,7 @@ export function facetsOf(rows) {
     ["finish_reason", (row) => (typeof row.finish_reason === "string" ? [row.finish_reason] : [])],
     ["policy_last", (row) => (typeof row.policy_last === "number" ? [String(row.policy_last)] : [])],
     ["train_step", (row) => (typeof row.train_step === "number" ? [String(row.train_step)] : [])],
+    ["source", (row) => (row.source ? [row.source] : [])],
   ]);
   const facets = valuesOf.map(([name, read]) => {
     /** @type {Map<string, number>} */

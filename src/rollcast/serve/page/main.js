@@ -1,5 +1,6 @@
 // Joins the parts of the page: the connection, the store, and what draws.
 
+import "./order.js";
 import { h, render } from "./vendor/preact_htm.js";
 import { App } from "./app.js";
 import { Cancellations } from "./cancelling.js";

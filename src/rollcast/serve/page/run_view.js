@@ -336,7 +336,7 @@ function end(run, source, data, at) {
   const leading = leadingOf(run);
   const durations = leading.map((each) => each.duration).filter((each) => each !== null);
   run.fields.duration_s = durations.length ? Math.max(...durations) : null;
-  run.said = { meanReward: leading.length === 1 ? leading[0].meanReward : null, tokens: sumOf(leading.map((each) => each.tokens)) };
+  run.said = { meanReward: leading.length === 1 ? (leading[0]?.meanReward ?? null) : null, tokens: sumOf(leading.map((each) => each.tokens)) };
   sourceEnded(run, source, STATUSES.has(data.status) ? data.status : "completed", at);
 }
 

@@ -2,7 +2,7 @@
 
 import { html, useEffect, useKeys, useLayoutEffect, usePage, useRef, useState, useTopics } from "../ui.js";
 import { counted, duration, fixed, signed, whole } from "../format.js";
-import { chipsOf, filterRows, sortRows, windowOf } from "../lists.js";
+import { chipsOf, filterRows, haveSeveralSources, sortRows, windowOf } from "../lists.js";
 import { oneLine, visible } from "../text.js";
 import { addressOf, childrenOf, runRow } from "../training.js";
 import { rewardLevel, rewardScale, stateOf } from "../wall.js";
@@ -102,6 +102,7 @@ export function ChainsPage() {
   const steps = [...new Set(all.map((each) => each.train_step).filter((step) => typeof step === "number"))].sort((one, other) => one - other);
   const { first, last } = windowOf({ count: rows.length, rowHeight, top, height: box.height });
   const narrow = box.width < NARROW;
+  const sourced = haveSeveralSources(all);
   return html`<div class="title"><div><h1>Chains</h1>
       <p class="muted">${rows.length === all.length ? counted(all.length, "chain") : `${whole(rows.length)} of ${counted(all.length, "chain")}`}${training && steps.length ? ` of step${steps.length > 1 ? "s" : ""} ${steps.join(", ")}` : ""}</p></div>
       <form class="search" role="search" onSubmit=${search}><label><span class="hidden-name">Text in the answer, the error or an id</span>
@@ -119,7 +120,7 @@ export function ChainsPage() {
       <div class="chain-rows" role="rowgroup" ref=${place} tabindex="0" aria-label="Rows; arrow keys move" onKeyDown=${onKeyDown} onScroll=${() => setTop(place.current?.scrollTop ?? 0)}>
         <div class="all-rows" style=${{ height: `${rows.length * rowHeight}px` }} role="presentation">
           ${rows.slice(first, last).map((each, i) => html`<${ChainRow} key=${keyOf(each)} row=${each} index=${first + i} top=${(first + i) * rowHeight} current=${keyOf(each) === current}
-            scale=${scale} training=${training} narrow=${narrow} focused=${() => setCurrent(keyOf(each))} />`)}
+            scale=${scale} training=${training} narrow=${narrow} sourced=${sourced} focused=${() => setCurrent(keyOf(each))} />`)}
         </div>
       </div></div>
       ${rows.length === 0 && html`<p class="empty">${all.length ? "No chain is as the chips say." : row === null ? "There is no run yet." : rollouts.length === 0 ? stepAbsence(here) : row.status === "running" ? "Waiting for the first chains …" : "This run has no chains."}</p>`}
@@ -131,8 +132,8 @@ function keyOf(row) {
   return `${row.run_id}\n${row.chain_id}`;
 }
 
-/** @param {{row: Row, index: number, top: number, current: boolean, scale: import("../wall.js").RewardScale, training: boolean, narrow: boolean, focused: () => void}} props */
-function ChainRow({ row, index, top, current, scale, training, narrow, focused }) {
+/** @param {{row: Row, index: number, top: number, current: boolean, scale: import("../wall.js").RewardScale, training: boolean, narrow: boolean, sourced: boolean, focused: () => void}} props `sourced`: whether the row says which process it is of */
+function ChainRow({ row, index, top, current, scale, training, narrow, sourced, focused }) {
   const { to, route, runs } = usePage();
   const state = stateOf(row);
   const level = rewardLevel(row.reward, scale);
@@ -144,7 +145,7 @@ function ChainRow({ row, index, top, current, scale, training, narrow, focused }
   const several = training && (route.query.step === undefined);
   /** @type {[string, unknown][]} */
   const cells = [
-    ["chain_id", html`<a data-row href=${to({ ...base, view: "chain", chain: row.chain_id })} onFocus=${focused}>${oneLine(row.chain_id, 60)}</a>`],
+    ["chain_id", html`<a data-row href=${to({ ...base, view: "chain", chain: row.chain_id })} onFocus=${focused}>${oneLine(row.chain_id, 60)}</a>${sourced && html` <span class="muted small">${oneLine(row.source ?? "", 60)}</span>`}`],
     ["state", html`<i class=${`cell ${name}`} style=${name === "" ? { "--r": `${Math.round((level ?? 0) * 100)}%` } : undefined} aria-hidden="true"></i>${tools ? `in ${oneLine(tools, 40)}` : oneLine(words, 30)}`],
     ["reward", row.reward === null || row.reward === undefined ? html`<span class="muted">–</span>` : fixed(row.reward)],
     ["advantage", row.advantage === null || row.advantage === undefined ? html`<span class="muted">–</span>` : signed(row.advantage)],

@@ -104,7 +104,7 @@ const Chains = memo(
     const { store, run, rollout, rollouts, route, go, to } = page;
     const rows = useRows();
     const looks = useLooks();
-    const row = /** @type {import("../training.js").RunRow} */ (runRow(store, run));
+    const row = runRow(store, run);
     const rolloutRow = runRow(store, rollout);
     const baseOf = baseIn(page);
     const chips = chipsOf(route.query);
@@ -125,6 +125,7 @@ const Chains = memo(
         }
       },
     });
+    if (row === null) return null;
     const questions = walls.reduce((sum, each) => sum + each.wall.filter((of) => of.groupId).length, 0);
     const heading = !isTraining || rolloutRow === null ? "Chains" : walls.length > 1 ? `${walls.length} steps in flight` : `${rolloutRow.split === "eval" ? "Evaluation after step" : "Step"} ${rolloutRow.train_step ?? ""}`;
     const query = route.query.step ? { ...chips, step: route.query.step } : chips;
@@ -257,10 +258,11 @@ const Figures = memo(function Figures() {
   const { store, run, runs, rollout, rollouts } = page;
   useTopics("steps");
   const rows = useRows();
-  const row = /** @type {import("../training.js").RunRow} */ (runRow(store, run));
-  useTicks(1000, row.status === "running");
+  const row = runRow(store, run);
+  useTicks(1000, row?.status === "running");
   const steps = trainSteps(store, run);
   const quiet = new Set(useLooks().filter((each) => each.kind === "quiet" && rollouts.includes(each.runId)).flatMap((each) => each.chains.map((chain) => chainKey(each.runId, chain)))).size;
+  if (row === null) return null;
   const { running, failed, tokens, calls, callsFailed, rewards } = totalsOf(rows);
   const last = steps.at(-1)?.metrics ?? {};
   const rolloutRow = runRow(store, rollout);
@@ -306,7 +308,8 @@ const Figures = memo(function Figures() {
 const About = memo(function About() {
   const { store, run } = usePage();
   const rows = useRows();
-  const row = /** @type {import("../training.js").RunRow} */ (runRow(store, run));
+  const row = runRow(store, run);
+  if (row === null) return null;
   /** @type {Map<string, number>} */
   const ends = new Map();
   for (const each of rows) if (each.finish_reason) ends.set(each.finish_reason, (ends.get(each.finish_reason) ?? 0) + 1);

@@ -1,0 +1,156 @@
+"""The rows that a server keeps of chains: of those that are open, and of those that ended a while ago; and which of them have changed.
+
+Each change gives its row a new version, so that who watches is sent what has changed since the version that it has.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+from rollcast.archive.format import ChainRow
+from rollcast.archive.pages import ROW_BYTES, encoded_row
+from rollcast.archive.skeleton import Skeleton
+from rollcast.records.secrets import Masker
+
+__all__ = ["MAX_STEPS", "KeptRows", "Key"]
+
+Key = tuple[str, str]  # run_id, chain_id
+
+MAX_ENDED = 4096  # chains, those that ended last
+MAX_STEPS = 4096
+_FROM_OUTSIDE = frozenset(("reference", "error", "metrics"))  # what may hold secrets; an answer is sampled
+_OF_A_RECORD = ("row", "first", "last", "trajectory")  # what only a record can tell
+
+
+class KeptRows:
+    """The rows. What they tell comes from a skeleton, which somebody feeds.
+
+    Args:
+        masker: of secrets in what comes from outside; None masks nothing.
+
+    Attributes:
+        version: rises with each change of a row.
+        forgotten: the version of the latest change that is no longer known, since the chain ended long ago.
+        complete: whether it has every chain that ended, as far as it is known: none was let go, and none was lost.
+    """
+
+    def __init__(self, masker: Masker | None = None) -> None:
+        self._masker = masker
+        self.version = self.forgotten = 0
+        self.complete = True
+        self._skeleton = Skeleton(live=True)
+        self._begun: dict[Key, ChainRow] = {}  # what the start of each open chain told
+        self._known: dict[Key, dict[str, Any]] = {}  # what was told of open chains before the table began
+        self._made: dict[Key, dict[str, Any]] = {}  # rows of open chains that have not changed since
+        self._encoded: dict[Key, bytes] = {}  # rows that somebody was sent and that have not changed since
+        self._ended: OrderedDict[Key, dict[str, Any]] = OrderedDict()
+        self._changed: OrderedDict[Key, int] = OrderedDict()  # the version of each row's latest change
+        self._steps: list[dict[str, Any]] = []
+
+    # -- what changes ----------------------------------------------------------------------------------------------------
+
+    def _end(self, key: Key, row: dict[str, Any]) -> None:
+        self._ended[key] = self._told(self._known.pop(key, {}) | row)
+        self._made.pop(key, None)
+        self._touch(key)
+        while len(self._ended) > MAX_ENDED:
+            oldest, _ = self._ended.popitem(last=False)
+            self.forgotten = max(self.forgotten, self._changed.pop(oldest, 0))
+            self._encoded.pop(oldest, None)
+            self.complete = False
+
+    def _touch(self, key: Key) -> None:
+        self.version += 1
+        self._made.pop(key, None)
+        self._encoded.pop(key, None)
+        self._changed[key] = self.version
+        self._changed.move_to_end(key)
+
+    def fill(self, rows: Iterable[dict[str, Any]], *, ended: bool) -> None:
+        """Take rows of chains that began before the table did: what they tell of chains that are open here.
+
+        Args:
+            rows: merged rows, as in a record.
+            ended: whether chains that have ended are to be kept too.
+        """
+        is_open = set(self._skeleton.open_chains())
+        before: list[tuple[Key, dict[str, Any]]] = []
+        for row in rows:
+            key = (row["run_id"], row["chain_id"])
+            if key in is_open:
+                self._known[key] = row
+                self._touch(key)
+            elif ended and key not in self._ended and row.get("state") != "running":
+                before.append((key, self._told(row)))
+        before = before[-max(MAX_ENDED - len(self._ended), 0) :] if len(self._ended) < MAX_ENDED else []
+        for key, row in reversed(before):
+            self._ended[key] = row
+            self._ended.move_to_end(key, last=False)
+
+    def fill_steps(self, rows: list[dict[str, Any]]) -> None:
+        """Take the rows of training steps from before the table began."""
+        known = {_place_of(row) for row in self._steps}
+        self._steps[:0] = [row for row in rows if _place_of(row) not in known]
+        del self._steps[:-MAX_STEPS]
+
+    # -- what it tells -------------------------------------------------------------------------------------------------
+
+    def open_chains(self) -> list[Key]:
+        """The chains that are open."""
+        return self._skeleton.open_chains()
+
+    def open_rows(self) -> list[dict[str, Any]]:
+        """A row for each open chain."""
+        return [self._open_row(key) for key in self.open_chains()]
+
+    def ended_rows(self) -> list[dict[str, Any]]:
+        """A row for each chain that ended and is still known."""
+        return list(self._ended.values())
+
+    def step_rows(self) -> list[dict[str, Any]]:
+        """The rows of training steps and evaluations that are still known."""
+        return list(self._steps)
+
+    def changed_since(self, version: int) -> list[dict[str, Any]]:
+        """The rows that have changed since then, the latest change last."""
+        keys: list[Key] = []
+        for key in reversed(self._changed):
+            if self._changed[key] <= version:
+                break
+            keys.append(key)
+        is_open = set(self.open_chains())
+        rows = [self._open_row(key) if key in is_open else self._ended.get(key) for key in reversed(keys)]
+        return [row for row in rows if row is not None]
+
+    def encoded(self, row: dict[str, Any], limit: int) -> bytes:
+        """A row of this table as JSON, made once for all who watch; see `pages.encoded_row`."""
+        key = (row["run_id"], row["chain_id"])
+        is_latest = row is self._made.get(key) or row is self._ended.get(key)
+        if limit != ROW_BYTES or not is_latest:
+            return encoded_row(row, limit)
+        data = self._encoded.get(key)
+        if data is None:
+            data = self._encoded[key] = encoded_row(row)
+        return data
+
+    def _open_row(self, key: Key) -> dict[str, Any]:
+        row = self._made.get(key)
+        if row is None:
+            row = self._made[key] = self._told(self._known.get(key, {}) | self._skeleton.row_so_far(*key))
+        return row
+
+    def _told(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row as clients may see it."""
+        told = dict(row)
+        for name in _OF_A_RECORD:
+            told.pop(name, None)
+        if self._masker is not None:
+            for name in _FROM_OUTSIDE & told.keys():
+                told[name] = self._masker.value(told[name])
+        return told
+
+
+def _place_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    return (row.get("row"), row.get("run_id"), row.get("train_step"), row.get("timestamp"))
