@@ -153,8 +153,7 @@ class Stage:
         await agent.backend.close()
         if recording is not None:
             self.manager.remove_observer(recording)
-            while not recording.ended:
-                await asyncio.sleep(0.01)
+            await recording.aclose()
         rewards = [progress.metrics.get("mean_reward") for progress in result.history]
         return {"cpu": spent, "wall": time.perf_counter() - began, "digest": hash(str(rewards))}
 
