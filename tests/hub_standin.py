@@ -37,6 +37,7 @@ class Hub:
         lose_acks: how many acknowledgements it does not send.
         cut_after: after so many further `publish` frames it cuts the connection, before it takes the last one; None: never.
         features, scopes, limits: of its `welcome`.
+        refuses: sources whose records it does not take; `takes_of_records`: how many events of a record it acknowledges.
         close_with: it closes with this code and reason instead of a `welcome`.
     """
 
@@ -59,8 +60,11 @@ class Hub:
         self.version = 0
         self.expires_s = 60.0
         self.close_with = None
+        self.refuses = set()
+        self.takes_of_records = 1 << 30
         self.answers = []
         self.port = 0
+        self.away = False
         self._server = None
         vars(self).update(settings)
         self.changed = asyncio.Condition()
@@ -74,23 +78,40 @@ class Hub:
         return self
 
     async def __aexit__(self, *_):
-        await self.stop()
+        await self._close()
 
     async def start(self):
-        """Listen, on the port that it had before if it had one."""
+        """Listen, on the port that it had before if it had one; or be back."""
+        if self._server is not None:
+            self.away = False
+            return
         self._server = await serve(
-            self._take, "127.0.0.1", self.port, subprotocols=[SUBPROTOCOL], max_size=None, compression=None
+            self._take,
+            "127.0.0.1",
+            self.port,
+            subprotocols=[SUBPROTOCOL],
+            max_size=None,
+            compression=None,
+            process_request=self._cut_if_away,
         )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self):
-        """Cut every connection, and listen no more."""
+        """Be away: cut every connection, and each that comes."""
+        self.away = True
         self.reading.set()
-        for connection in self.connections:
+        self.cut()
+        self.connections.clear()
+
+    def _cut_if_away(self, connection, _):
+        if self.away:
             connection.transport.abort()
+
+    async def _close(self):
+        await self.stop()
         self._server.close()
         await self._server.wait_closed()
-        self.connections.clear()
+        self._server, self.away = None, False
 
     def cut(self):
         for connection in self.connections:
@@ -129,8 +150,12 @@ class Hub:
                             self.cut_after = None
                             connection.transport.abort()
                             return
+                    if frame.source in self.refuses:
+                        await self._send(connection, ErrorFrame(409, "not now", frame.source))
+                        continue
                     self._keep(frame, key)
-                    await self._ack(connection, frame)
+                    if not frame.source or frame.seq < self.takes_of_records:
+                        await self._ack(connection, frame)
                 case Ping():
                     await self._send(connection, Pong())
                 case Done() | ErrorFrame():
@@ -153,8 +178,10 @@ class Hub:
         if self.lose_acks:
             self.lose_acks -= 1
             return
+        last = frame.seq + max(len(frame.events), 1) - 1
         await self._send(
-            connection, Ack(frame.seq + max(len(frame.events), 1) - 1, frame.source, frame.epoch)
+            connection,
+            Ack(min(last, self.takes_of_records) if frame.source else last, frame.source, frame.epoch),
         )
 
     async def _send(self, connection, frame):
