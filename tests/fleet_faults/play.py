@@ -178,6 +178,9 @@ class _Play:
         """Everything is mended: what was left behind is handed over, and viewers see it all."""
         for relay in self.relays:
             relay.weather = CLEAR
+        readers = [viewer for viewer in self.viewers if isinstance(viewer, Viewer)]
+        while not all(viewer.subscribed for viewer in readers):
+            await asyncio.sleep(0.005)
         for host in range(self.plan.hosts):
             await self._sweep(host)
         for worker in self.workers:
@@ -185,7 +188,6 @@ class _Play:
             if worker.child.code and not worker.child.killed:
                 self.outcome.broken.append(f"{worker.child.name} ended with {worker.child.code}")
         last = {stream[0] for stream in self.truth.events if stream[1].startswith(SWEEPER)}
-        readers = [viewer for viewer in self.viewers if isinstance(viewer, Viewer)]
         while not all(viewer.failure or viewer.has(run_id) for viewer in readers for run_id in last):
             await asyncio.sleep(0.005)
         for viewer in self.viewers:

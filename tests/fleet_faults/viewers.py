@@ -91,6 +91,11 @@ class Viewer:
             await client.aclose()
         return not self._left
 
+    @property
+    def subscribed(self) -> bool:
+        """Whether it watches, or will not."""
+        return self.failure is not None or (self._client is not None and self._client.cursor is not None)
+
     def has(self, run_id: str) -> bool:
         """Whether it has had this run's last event that it wants, or a gap that says that the run has ended."""
         whole = self.seen.filter.wants(T.RUN_END, "", None, run_id)
