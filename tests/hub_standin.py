@@ -37,6 +37,7 @@ class Hub:
         lose_acks: how many acknowledgements it does not send.
         cut_after: after so many further `publish` frames it cuts the connection, before it takes the last one; None: never.
         features, scopes, limits: of its `welcome`.
+        refuses: sources whose records it does not take; `takes_of_records`: how many events of a record it acknowledges.
         close_with: it closes with this code and reason instead of a `welcome`.
     """
 
@@ -59,6 +60,8 @@ class Hub:
         self.version = 0
         self.expires_s = 60.0
         self.close_with = None
+        self.refuses = set()
+        self.takes_of_records = 1 << 30
         self.answers = []
         self.port = 0
         self._server = None
@@ -129,8 +132,12 @@ class Hub:
                             self.cut_after = None
                             connection.transport.abort()
                             return
+                    if frame.source in self.refuses:
+                        await self._send(connection, ErrorFrame(409, "not now", frame.source))
+                        continue
                     self._keep(frame, key)
-                    await self._ack(connection, frame)
+                    if not frame.source or frame.seq < self.takes_of_records:
+                        await self._ack(connection, frame)
                 case Ping():
                     await self._send(connection, Pong())
                 case Done() | ErrorFrame():
@@ -153,8 +160,10 @@ class Hub:
         if self.lose_acks:
             self.lose_acks -= 1
             return
+        last = frame.seq + max(len(frame.events), 1) - 1
         await self._send(
-            connection, Ack(frame.seq + max(len(frame.events), 1) - 1, frame.source, frame.epoch)
+            connection,
+            Ack(min(last, self.takes_of_records) if frame.source else last, frame.source, frame.epoch),
         )
 
     async def _send(self, connection, frame):

@@ -189,7 +189,7 @@ NOT_FROM_OUTSIDE = {
     "chain_id", "chains", "completion_tokens", "content", "content_omitted", "depth", "dropped", "dt_ms", "duration_s", "ended_at",
     "errors", "error_type", "failed", "final", "final_response", "final_response_omitted", "finish_reason", "first_token_s",
     "from_seq", "gaps", "generation_step", "generation_tokens", "generations", "group_id", "groups", "index", "joined_late",
-    "last_event_at", "lengths", "logprobs", "mean_reward", "messages_omitted", "offset", "parent_chain_id", "parent_run_id", "partial",
+    "last_event_at", "leader", "lengths", "logprobs", "mean_reward", "messages_omitted", "offset", "parent_chain_id", "parent_run_id", "partial",
     "policy_version", "prompt_hash", "prompt_length", "prompt_tokens", "reason", "reasoning", "reasoning_omitted", "reward",
     "role", "run_id", "run_status", "seed", "since", "source", "split", "staleness", "started_at", "state", "status", "step", "steps",
     "times", "to_seq", "token_ids", "tool_name", "tool_use", "tools", "train_step", "truncated", "ttft_s", "where",

@@ -10,6 +10,7 @@ import cloudpickle
 import pytest
 
 from rollcast import BaseAgent, InputError, tool
+from rollcast.cli.pace import Paced
 from rollcast.fleet.crossing import PackedAgent, pack_agent, pack_value, what_cannot_cross
 from rollcast.models.engine_backend import EngineBackend
 from rollcast.testing import ScriptedBackend
@@ -131,6 +132,13 @@ def test_what_refers_to_itself_is_searched_once():
     value = Held(None)
     value.inner = [value, lock]
     assert what_cannot_cross(value, cloudpickle.dumps)[1] is lock
+
+
+def test_a_model_that_was_slowed_down_crosses():
+    """As `--pace` does; it is slowed down there."""
+    there = pickle.loads(pickle.dumps(Paced(ScriptedBackend("done"), 4)))
+    assert isinstance(there, Paced)
+    assert (there.name, there._pause_s) == ("scripted", 0.25)
 
 
 def test_what_can_cross_has_no_such_part():

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet.by_hand import chain, chain_end, chunk, end, event, start
-from rollcast.fleet.intake import MOST_RUNS, Intake
+from rollcast.fleet.intake import Intake
+from rollcast.fleet.scrutiny import MOST_RUNS
 from rollcast.records import check_events
 from rollcast.serve.protocol import CloseCode, Hello, Publish
 from rollcast.serve.publishing import Refused
@@ -170,6 +171,20 @@ def test_a_record_that_is_not_handed_over(host, connected):
     thief, _ = play.connect("v", host=host)
     taken = play.take(thief, 1, *RUN, source="w", epoch="e1")
     assert (taken.events, len(taken.refused)) == ([], 1)
+
+
+def test_more_of_a_record_that_was_refused():
+    """Nothing of it is taken until it begins again, since the rest would be acknowledged with a hole in it."""
+    play = Play()
+    victim, _ = play.connect()
+    heir, _ = play.connect("v")
+    assert play.take(heir, 1, *RUN[:2], source="w", epoch="e1").handover_refused
+    play.intake.disconnect(victim)
+    later = play.take(heir, 3, *RUN[2:], source="w", epoch="e1")
+    assert later.handover_refused
+    assert "from number 1 on" in later.refused[0]
+    assert told(play.take(heir, 1, *RUN, source="w", epoch="e1")) == ALL
+    assert not play.take(heir, 5, source="w", epoch="e1", last=True).handover_refused
 
 
 def test_numbers_that_are_left_out_are_a_gap_before_the_next_event():

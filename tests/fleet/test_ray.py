@@ -14,6 +14,9 @@ from fleet import ray_agents
 from rollcast import BaseAgent
 from rollcast.errors import InputError, WorkersError
 from rollcast.fleet import RayWorkers
+from rollcast.fleet.hub import Hub
+from rollcast.serve import ServerSettings, Token, WebSocketStreamingServer
+from rollcast.stream import StreamingManager
 from rollcast.tasks import get_task
 from rollcast.testing import EventCapture, ScriptedBackend
 from rollcast.train import GRPOConfig, train
@@ -147,6 +150,29 @@ async def test_a_runner_that_is_killed_is_replaced_and_its_chains_run_again(clus
     assert gap.source != again.source
     assert capture.closed_runs == [result.run_id]
     await agent.aclose()
+
+
+async def test_with_a_hub_of_its_own_everything_goes_there(cluster, monkeypatch, tmp_path):
+    """If `ROLLCAST_HUB` names one: it has one run, from the driver and both runners, that ends once."""
+    monkeypatch.setenv("ROLLCAST_RECORDS", str(tmp_path))
+    manager, seen = StreamingManager(publish=False), EventCapture()
+    manager.add_observer(seen)
+    server = WebSocketStreamingServer(
+        "127.0.0.1", 0, settings=ServerSettings(tokens=(Token("shibboleth", ("publish",)),))
+    )
+    async with Hub(server, manager, viewers=False):
+        monkeypatch.setenv("ROLLCAST_HUB", server.url)
+        monkeypatch.setenv("ROLLCAST_HUB_TOKEN", "shibboleth")
+        agent = BaseAgent("m", backend=ScriptedBackend("done"))
+        async with agent, workers(cluster) as runners:
+            result = await agent.run_async(1, HELLO, 4, workers=runners)
+    await manager.drain()
+    assert {event.chain_id for event in capture_of(seen, "chain_end")} == {t.chain_id for t in result}
+    assert len({event.source for event in seen.events}) == 3
+    (leader,) = [event for event in capture_of(seen, "run_end") if "leader" not in event.data]
+    assert (leader.source, leader.data["chains"]) == (agent.streaming_manager.source, 4)
+    assert seen.closed_runs == [result.run_id]
+    await manager.aclose()
 
 
 def capture_of(capture, kind, **data):
@@ -288,6 +314,28 @@ def wait_for(condition):
 
     while not condition():
         time.sleep(0.05)
+
+
+def test_sigterm_ends_a_run_properly(cluster, tmp_path):
+    """Although Ray takes the signal for itself: the chain is closed, and the summary comes."""
+    (tmp_path / "own.py").write_text(
+        Path(ray_agents.__file__).read_text() + f"\nagent = waiting({str(tmp_path)!r})\n"
+    )
+    command = [sys.executable, "-m", "rollcast", "run", "own.py:agent", "--prompt", "Go.", "--chains", "1"]
+    with subprocess.Popen(
+        [*command, "--ray", cluster.address, "--runners", "1"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
+    ) as process:  # fmt: skip
+        printed = ""
+        while "→ wait" not in printed:
+            line = process.stdout.readline()
+            assert line, printed
+            printed += line
+        process.terminate()
+        printed += process.stdout.read()
+    assert process.returncode == 128 + signal.SIGTERM, printed
+    assert "■ cancelled" in printed
+    assert "(1 cancelled)" in printed
 
 
 def test_the_command_line_runs_on_ray_of_its_own(tmp_path):

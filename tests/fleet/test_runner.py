@@ -81,7 +81,7 @@ class Workers:
         refusal = (await runner.start(RunnerOrder(PackedAgent("a", None, pickle.dumps(self.agent))))).refusal
         assert not refusal
         self.pool = Pool({"runner_0": runner}, dying=self.dying)
-        return _RayRun(self.pool, None, order, agent.grace_s)
+        return _RayRun(self.pool, None, order, agent)
 
 
 def arithmetic():

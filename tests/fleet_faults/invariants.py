@@ -128,12 +128,9 @@ def _of_what_is_missing(
     who = f"{seen.who}, {stream[0][-6:]} of {stream[1]}"
     came = {e.seq for e in got if e.event_type not in MARKS}
     gaps = [e for e in got if e.event_type is T.GAP]
-    since = (
-        0
-        if seen.from_the_start
-        else min(came | {e.data["as_of"] for e in got if e.event_type is T.CHAIN_SNAPSHOT}, default=1 << 60)
-    )
-    wanted = [e for e in emitted if e.seq >= since and _wants(seen.filter, e)]
+    wanted = [e for e in emitted if _wants(seen.filter, e)]
+    if not seen.from_the_start:
+        wanted = [e for e in wanted if e.seq >= _since(got, e.chain_id)]
     missing = [e for e in wanted if e.seq not in came]
     if not seen.whole and came:
         missing = [e for e in missing if e.seq < max(came)]
@@ -147,6 +144,13 @@ def _of_what_is_missing(
         yield f"{who}: {len(silent)} events are missing in silence, the first: {silent[0]}"
     if len(missing) > len(silent) and stream not in truth.cut_off | truth.lossy:
         yield f"{who}: gaps stand for {len(missing) - len(silent)} events, though nothing had to be lost: {[g.data for g in gaps]}"
+
+
+def _since(got: list[StreamEvent], chain_id: str) -> int:
+    """The first `seq` that who came late is owed of a chain, or of the run itself: what a snapshot tells of came before it."""
+    told = [e.data["as_of"] + 1 for e in got if e.event_type is T.CHAIN_SNAPSHOT and e.chain_id == chain_id]
+    came = [e.seq for e in got if e.event_type not in (*MARKS, T.RUN_START)]
+    return min(told or came, default=1 << 60)
 
 
 def _covers(gap: StreamEvent, seq: int) -> bool:

@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import rollcast
+from rollcast.serve.page_files import read_page_files
 
 __all__ = ["Nursery"]
 
 TESTS = Path(__file__).parent.parent
 MODULES = ("fleet_faults.worker", "fleet_faults.hub")
 PRELOADED = (
-    "rollcast.cli.hub", "rollcast.fleet.hub", "rollcast.fleet.acks_file", "rollcast.fleet.metrics", "rollcast.fleet.restored",
+    "rollcast.cli.app", "rollcast.cli.hub", "rollcast.fleet.hub", "rollcast.fleet.acks_file", "rollcast.fleet.metrics", "rollcast.fleet.restored",
     "rollcast.archive.observer", "rollcast.serve.server", "rollcast.serve.hub_observer", "rollcast.tasks", "rollcast.testing",
     "rollcast.observers.prometheus",
 )  # fmt: skip
@@ -142,6 +143,7 @@ def main() -> None:
     """The process that forks; in a child, what it was asked to be."""
     for name in (*PRELOADED, *MODULES):
         importlib.import_module(name)
+    read_page_files()  # it compresses them, and keeps them
     asks = socket.socket(fileno=int(sys.argv[1]))
     child = _fork_what_is_asked_for(asks)
     if child is not None:

@@ -211,3 +211,18 @@ def test_a_source_cannot_lead_itself():
         view.apply(event)
         sources.note(event)
     assert (view.status, sources.status, view.agent) == ("completed", "completed", "a")
+
+
+def test_an_evaluation_over_several_sources_has_one_row():
+    """With the sums of their parts, when the last has ended."""
+    skeleton = Skeleton()
+    one, other = part_of_run("r", "a", ["chain_0"]), part_of_run("r", "b", ["chain_1", "chain_2"])
+    for part in (one, other):
+        part[0].data.update(split="eval", train_step=3)
+    one[-1].data["mean_reward"] = 0.25
+    for event in [one[0], other[0], *one[1:], *other[1:-1]]:
+        skeleton.feed(event, -1)
+    assert skeleton.take_train_rows() == []
+    skeleton.feed(other[-1], -1)
+    (row,) = skeleton.take_train_rows()
+    assert (row["row"], row["train_step"], row["chains"], row["mean_reward"]) == ("evaluation", 3, 3, 0.75)

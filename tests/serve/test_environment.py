@@ -59,6 +59,25 @@ async def test_a_plain_script_publishes(here):
         assert "llm_generation_chunk" not in types
 
 
+async def test_a_command_leaves_recording_to_the_hub(here, tmp_path):
+    """`rollcast run` records nothing here then, unless an option asks for it; it publishes in both cases."""
+    command = """
+        import sys
+        from rollcast.cli import main
+        sys.argv = ["rollcast", "run", "--questions", "1", "--chains", "1", "--seed", "1"]
+        main()
+    """
+    asking = command.replace('"--seed"', '"--record", "turns", "--seed"')
+    async with Hub() as hub:
+        plain = await asyncio.to_thread(here, command, ROLLCAST_HUB=hub.url, ROLLCAST_SOURCE="plain")
+        assert (plain.returncode, plain.stderr) == (0, "")
+        assert not (tmp_path / "rollcast-runs").exists()
+        asked = await asyncio.to_thread(here, asking, ROLLCAST_HUB=hub.url, ROLLCAST_SOURCE="asked")
+        assert "recorded: " in asked.stderr
+        assert len(await asyncio.to_thread(list_records, tmp_path / "rollcast-runs")) == 1
+        assert hub.types("plain")[-1] == hub.types("asked")[-1] == "run_end"
+
+
 async def test_a_process_that_ends_while_the_hub_is_away(here, tmp_path):
     """It leaves a record, and says so; the next process here hands that over, and the record goes."""
     hub = Hub()

@@ -6,6 +6,7 @@ import os
 import threading
 from random import Random
 
+import msgspec
 import pytest
 
 from hub_standin import Hub
@@ -335,6 +336,61 @@ async def test_a_process_that_ends_leaves_its_record_to_the_next(publishing, mon
         async with asyncio.timeout(30):
             while await records(tmp_path):
                 await asyncio.sleep(0.01)
+
+
+async def leave_record(publishing, hub, source, chains=3):
+    """Have a producer end while the hub is away."""
+    manager = publishing(hub, source=source)
+    producer = producer_of(manager)
+    await rollout(manager, chains=chains)
+    await manager.aclose()
+    await asyncio.to_thread(producer.finish)
+
+
+async def test_a_record_that_the_hub_does_not_take_holds_up_no_other(publishing, monkeypatch, tmp_path):
+    """It stays for later, and the others are handed over."""
+    hub = Hub(refuses={"first"})
+    async with hub:
+        pass
+    await leave_record(publishing, hub, "first")
+    await leave_record(publishing, hub, "other")
+    monkeypatch.setattr("rollcast.serve.handover.is_alive", lambda writer: False)
+    async with hub:
+        manager = publishing(hub, source="second")
+        await rollout(manager, chains=1)
+        await hub.until(lambda: hub.ended)
+        assert [source for source, _ in hub.ended] == ["other"]
+        await settled(manager)
+        async with asyncio.timeout(30):
+            while len(left := await records(tmp_path)) != 1:
+                await asyncio.sleep(0.01)
+        assert "-first-" in left[0].name
+
+
+async def test_a_hand_over_goes_on_where_the_last_producer_was(publishing, monkeypatch, tmp_path):
+    """A process that ends meanwhile leaves word of what the hub has."""
+    hub = Hub(takes_of_records=7)
+    async with hub:
+        pass
+    await leave_record(publishing, hub, "first")
+    monkeypatch.setattr("rollcast.serve.handover.is_alive", lambda writer: False)
+    async with hub:
+        manager = publishing(hub, source="second")
+        producer = producer_of(manager)
+        await rollout(manager, chains=1)
+        await hub.until(lambda: hub.types("first"))
+        await settled(manager)
+        await manager.aclose()
+        await asyncio.to_thread(producer.finish)
+        (path,) = tmp_path.glob("*/handover.json")
+        assert msgspec.json.decode(path.read_bytes())["acked"] == 7
+        hub.takes_of_records = 1 << 30
+        hub.frames.clear()
+        third = publishing(hub, source="third")
+        await rollout(third, chains=1)
+        await hub.until(lambda: hub.ended)
+        assert min(f.seq for f in hub.frames if getattr(f, "source", "") == "first") == 8
+        assert hub.types("first").count("chain_end") == 3
 
 
 @pytest.mark.parametrize(

@@ -371,4 +371,6 @@ def test_numbers_by_position(stretches):
         expected += range(number, number + count)
         number += count
     assert [numbers.at(position) for position in range(len(expected))] == expected
+    for number in range(expected[-1] + 1):
+        assert numbers.after(number) == sum(each <= number for each in expected)
     assert len(numbers.pieces) <= 1 + sum(jump > 0 for _, jump in stretches)

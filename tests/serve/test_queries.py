@@ -416,6 +416,23 @@ async def test_the_table_ends_a_while_after_the_last_query(kept, monkeypatch, un
         assert len(rows) == 1
 
 
+async def test_the_table_ends_although_who_asked_for_it_left_before_it_was_there(kept, monkeypatch, until):
+    """A query that is stopped at once leaves no observer behind."""
+    observer, queries = kept.server.get_observer(), kept.server._queries
+    monkeypatch.setattr(module, "KEEP_S", 0.01)
+    async with kept.manager.run(chains=1) as run:
+        finish(run, 0)
+        for turns in range(6):
+            asking = asyncio.create_task(queries.table())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.wait([asking])
+            await until(lambda: not observer.companions)
+        rows, _, _ = await ask(kept, "chains")
+        assert len(rows) == 1
+
+
 async def test_an_observer_that_is_taken_off_and_added_again(kept):
     """Its rows begin anew."""
     async with kept.manager.run(chains=2) as run, contextlib.AsyncExitStack() as stack:

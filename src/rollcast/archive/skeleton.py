@@ -13,7 +13,7 @@ from rollcast.archive.format import ChainRow, Totals, prompt_hash
 from rollcast.archive.usual_events import NO_CONVERSATION, apply_usual, begun
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.bounded import number, whole
-from rollcast.records.lanes import Lane, leader_of, worst_status
+from rollcast.records.lanes import Lane, leader_of, summed_ends, worst_status
 from rollcast.records.view import ChainView
 from rollcast.records.view_fields import object_of
 from rollcast.stream.asked import ChainSoFar
@@ -81,6 +81,7 @@ class Skeleton:
         self.outcome: str | None = None
         self.runs: dict[Lane, _OpenRun] = {}
         self._ends: dict[str, list[str]] = {}  # how sources ended, of runs that go on on others
+        self._evaluations: dict[str, list[dict[str, Any]]] = {}  # and what the ends of evaluations told
         self._chains: dict[tuple[str, str], _OpenChain] = {}
         self._trajectories: dict[tuple[str, str], int] = {}
 
@@ -353,9 +354,6 @@ class Skeleton:
         if not goes_on:
             for key in [key for key in self._trajectories if key[0] == run_id]:
                 del self._trajectories[key]
-        if run is not None and run.split == "eval":
-            about = {"row": "evaluation", "run_id": run_id, "timestamp": event.timestamp}
-            self.train_rows.append(about | {"train_step": run.train_step} | object_of(event.data))
         led = run is not None and Lane(run_id, run.leader or "") in self.runs
         if (run is None or run.parent is None) and not led:
             status = object_of(event.data).get("status")
@@ -363,8 +361,14 @@ class Skeleton:
             ends.append(status if status in ("completed", "cancelled", "failed") else "unknown")
             worst = worst_status(ends)
             self.outcome = None if worst == "unknown" else worst
+        if run is not None and run.split == "eval" and not led:
+            self._evaluations.setdefault(run_id, []).append(object_of(event.data))
         if not goes_on:
             self._ends.pop(run_id, None)
+            evaluations = self._evaluations.pop(run_id, [])
+            if evaluations and run is not None:
+                about = {"row": "evaluation", "run_id": run_id, "timestamp": event.timestamp}
+                self.train_rows.append(about | {"train_step": run.train_step} | summed_ends(evaluations))
 
 
 def said_at_start(told: ChainView | ChainRow) -> dict[str, Any]:

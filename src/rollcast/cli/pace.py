@@ -29,6 +29,12 @@ class Paced:
         self._backend = backend
         self._pause_s = 1 / pace
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (
+            self._backend,
+            1 / self._pause_s,
+        )  # what has no attributes yet has no backend to ask for them
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 

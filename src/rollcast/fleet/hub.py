@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from rollcast.fleet.acks_file import AcksFile
 from rollcast.fleet.cancels import Cancels
-from rollcast.fleet.intake import Intake, Key
+from rollcast.fleet.intake import Intake, Key, Taken
 from rollcast.fleet.interest import interest_of
 from rollcast.fleet.log import Repeated
 from rollcast.fleet.restored import Restored
@@ -183,7 +183,9 @@ class Hub:
             )
             self.manager.relay_read(taken.events)
             for sentence in taken.refused:
-                self._refuse(link, taken.key[0], sentence)
+                self._refuse(link, taken, sentence)
+            if taken.handover_refused:
+                return
             self._unsafe.set()
             await self.manager.ready()
             if first:
@@ -247,9 +249,12 @@ class Hub:
             for event in events:
                 relay(event)
 
-    def _refuse(self, link: ProducerLink, source: str, sentence: str) -> None:
-        """Name what was not taken: to the producer, and in the log."""
-        if self._say(source, "not taken", sentence):
+    def _refuse(self, link: ProducerLink, taken: Taken, sentence: str) -> None:
+        """Name what was not taken: to the producer, and in the log. The refusal of a record has the `id` of its source."""
+        said = self._say(taken.key[0], "not taken", sentence)
+        if taken.handover_refused:
+            link.send(ErrorFrame(ErrorCode.CONFLICT, sentence, taken.key[0]))
+        elif said:
             link.send(ErrorFrame(ErrorCode.BAD_REQUEST, sentence))
 
     def _say(self, source: str, cause: str, sentence: str) -> bool:

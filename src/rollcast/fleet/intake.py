@@ -5,39 +5,30 @@
     time     ──due──────▶        ──▶ what to say of the chains of producers that will not come back
 
 Events are known by (source, epoch, number). A producer that sends an event again, since its connection broke before the `ack`, is
-taken at its word about the number. A hub that was restarted has forgotten the numbers: of processes that it knew before, it drops
-the events that its record has, by run, source and `seq`.
+taken at its word about the number. A hub that was restarted knows the numbers that were acknowledged (acks_file.py). What was recorded
+after that, by processes that it knew before, it drops by run, source and `seq`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from rollcast.errors import DecodeError, GrammarError
-from rollcast.fleet.holes import Holes, gap
-from rollcast.records import GrammarChecker, StreamEvent, StreamEventType
-from rollcast.records.codec import checked_event, decode_unchecked
+from rollcast.fleet.holes import gap
+from rollcast.fleet.scrutiny import Scrutiny
+from rollcast.fleet.sources import Process, Run, Source, shown
+from rollcast.records import StreamEvent, StreamEventType
 from rollcast.serve.protocol import CloseCode, Hello, Publish
 from rollcast.serve.publishing import ProducerLink, Refused
-from rollcast.text import printable_line
 
 __all__ = ["Intake", "Key", "Mark", "Taken"]
 
 T = StreamEventType
 MOST_SOURCES = 65_536
 MOST_EPOCHS = 8  # of one source; with more, the oldest that has nothing open is forgotten
-MOST_CHAINS = 262_144  # open at a time, of one source
-MOST_RUNS = 512  # open at a time, of one source
 MOST_ENDED = 65_536  # runs that are remembered as ended
 CLOCK_S = 60.0  # a larger difference of clocks is worth a warning
-SHOWN = 80
-LONGEST_SENTENCE = 500
-LONGEST_NAME = 256  # as in filters
-MOST_SEQ = 1 << 53  # the largest number that pages can hold
-OF_CHAINS = frozenset(T) - {T.RUN_START, T.RUN_END, T.TRAIN_STEP, T.ERROR, T.GAP}
 
 Key = tuple[str, str]  # source and epoch
 Read = tuple[StreamEvent, bytes | None]
@@ -66,71 +57,19 @@ class Taken(NamedTuple):
         events: to be relayed, in order, each with its JSON; None: it was made here.
         refused: what was not taken, a sentence each; at most one for each cause.
         key: whose events they were.
+        handover_refused: nothing was taken, since the sender may not hand over that record now.
     """
 
     events: list[Read]
     refused: list[str]
     key: Key
-
-
-class _Run:
-    """A run, as far as one epoch of one source told of it."""
-
-    __slots__ = ("chains", "last_seq", "leader", "leapt")
-
-    def __init__(self) -> None:
-        self.last_seq = -1
-        self.chains: set[str] = set()  # those that are open
-        self.leader: str | None = None  # the source that it ends with
-        self.leapt = False  # numbers were left out since its last event
-
-
-class _Epoch:
-    """One process of a source.
-
-    Attributes:
-        last: the number of the last event that was taken; None: none was, and the next number may be any.
-        acked: the number of the last event that is safe.
-        runs: those that are open.
-        before: the hub knew it before it was restarted, and may have recorded events of it that were not acknowledged.
-        lost_at: when its open chains are given up; None: it may come back.
-    """
-
-    def __init__(self, acked: int | None) -> None:
-        self.last: int | None = acked or None
-        self.acked = acked or 0
-        self.runs: dict[str, _Run] = {}
-        self.before = acked is not None
-        self.lost_at: float | None = None
-        self.grammar = GrammarChecker(late=True)
-
-
-class _RefusedEventError(Exception):
-    """An event that a producer may not publish, for which nothing stands."""
-
-    def __init__(self, cause: str, why: str) -> None:
-        super().__init__(why)
-        self.cause = cause
-
-
-class _Source:
-    """A producer, with the counts that `Intake.rows` tells."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.host = ""
-        self.epoch = ""
-        self.link: ProducerLink | None = None
-        self.connected_at: float | None = None
-        self.heard_at = 0.0
-        self.clock_s: float | None = None
-        self.events = self.duplicates = self.missing = 0
-        self.refused: Counter[str] = Counter()
-        self.epochs: dict[str, _Epoch] = {}
+    handover_refused: bool = False
 
 
 class Intake:
     """What a hub has of its producers. Its owner calls it in one event loop.
+
+    Its methods are more than twenty, since who is connected, what was taken, what is safe and what is lost depend on each other.
 
     Args:
         clock: a monotonic clock in seconds.
@@ -157,13 +96,16 @@ class Intake:
         self._lost_after_s = lost_after_s
         self._recorded = dict(recorded or {})
         self._acked = dict(acked or {})  # of processes that have not come since the hub was started
-        self._sources: dict[str, _Source] = {}
-        self._links: dict[ProducerLink, _Source] = {}
+        self._sources: dict[str, Source] = {}
+        self._links: dict[ProducerLink, Source] = {}
         self._by_run: dict[str, set[str]] = {}  # the sources that told of an open run
         self._ended: dict[
             tuple[str, str], str
         ] = {}  # the latest runs that ended, by source: of which process
         self._refused: dict[str, str] = {}  # of the publish that is being taken, by cause
+        self._barred: dict[
+            tuple[ProducerLink, Key], int
+        ] = {}  # refused hand-overs, each with its first number
         self._unsafe: dict[Key, ProducerLink] = {}  # those with events that are not known to be safe
 
     # -- connections -------------------------------------------------------------------------------------------------
@@ -178,7 +120,7 @@ class Intake:
         if source is None:
             if len(self._sources) >= MOST_SOURCES and not self._forget_one():
                 return Refused(CloseCode.LIMIT, f"{MOST_SOURCES:,} producers are known; there may be no more")
-            source = self._sources[hello.source] = _Source(hello.source)
+            source = self._sources[hello.source] = Source(hello.source)
         if source.link is not None and (refused := self._replace(source, hello)) is not None:
             return refused
         now = self._clock()
@@ -193,13 +135,13 @@ class Intake:
         process.lost_at = None
         return process.acked
 
-    def _replace(self, source: _Source, hello: Hello) -> Refused | None:
+    def _replace(self, source: Source, hello: Hello) -> Refused | None:
         """Close the connection that a source has; or say why the new one may not take its place."""
         link = source.link
         assert link is not None
         silent_s = self._clock() - source.heard_at
         if source.epoch != hello.epoch and silent_s < self._silent_s:
-            name, host = _shown(source.name), _shown(source.host or "?")
+            name, host = shown(source.name), shown(source.host or "?")
             return Refused(
                 CloseCode.SOURCE_IN_USE,
                 f"another process is connected as source {name}, from host {host}; give each process a ROLLCAST_SOURCE of its own",
@@ -214,6 +156,8 @@ class Intake:
         if source is not None and source.link is link:
             source.link = source.connected_at = None
             source.heard_at = self._clock()
+        if source is not None:
+            self._barred = {place: number for place, number in self._barred.items() if place[0] is not link}
 
     def heard(self, link: ProducerLink) -> None:
         """A message came."""
@@ -227,12 +171,19 @@ class Intake:
         if known.clock_s is None or abs(known.clock_s) <= CLOCK_S:
             return None
         way = "ahead of" if known.clock_s > 0 else "behind"
-        return f"the clock of {_shown(source)} on host {_shown(known.host)} is {abs(known.clock_s):,.0f} s {way} the hub's"
+        return f"the clock of {shown(source)} on host {shown(known.host)} is {abs(known.clock_s):,.0f} s {way} the hub's"
 
-    def _process(self, source: _Source, epoch: str) -> _Epoch:
+    def _must_begin_again(self, link: ProducerLink, key: Key, number: int) -> str | None:
+        """What to say of more of a hand-over of which the beginning was refused: nothing of it may be taken for whole."""
+        begin = self._barred.get((link, key))
+        if begin is None or number <= begin:
+            return None
+        return f"the record of source {shown(key[0])} was refused from number {begin:,} on; hand it over from there"
+
+    def _process(self, source: Source, epoch: str) -> Process:
         process = source.epochs.get(epoch)
         if process is None:
-            process = source.epochs[epoch] = _Epoch(self._acked.pop((source.name, epoch), None))
+            process = source.epochs[epoch] = Process(self._acked.pop((source.name, epoch), None))
             idle = [name for name, each in source.epochs.items() if not each.runs and name != epoch]
             for name in idle[: max(0, len(source.epochs) - MOST_EPOCHS)]:
                 del source.epochs[name]
@@ -258,7 +209,7 @@ class Intake:
             epoch = latest.get(event.source)
             if epoch is None:
                 continue
-            source = self._sources.setdefault(event.source, _Source(event.source))
+            source = self._sources.setdefault(event.source, Source(event.source))
             source.epoch = epoch
             self._note(source, self._process(source, epoch), event)
 
@@ -284,11 +235,13 @@ class Intake:
         sender.heard_at = self._clock()
         source = sender
         if key != (sender.name, sender.epoch):
-            wrong = self._wrong_in_handover(sender, key)
+            wrong = self._wrong_in_handover(sender, key) or self._must_begin_again(link, key, frame.seq)
             if wrong is not None:
                 sender.refused["handover"] += 1
-                return Taken([], [wrong], key)
-            source = self._sources.setdefault(key[0], _Source(key[0]))
+                self._barred.setdefault((link, key), frame.seq)
+                return Taken([], [wrong], key, handover_refused=True)
+            self._barred.pop((link, key), None)
+            source = self._sources.setdefault(key[0], Source(key[0]))
             source.host = source.host or sender.host
         process = self._process(source, key[1])
         if process.lost_at is not None:
@@ -297,12 +250,12 @@ class Intake:
         events = self._new_events(source, process, frame)
         source.events += len(events)
         if frame.last:
-            reason = f"the producer {_shown(source.name)} has ended without the rest of this run"
+            reason = f"the producer {shown(source.name)} has ended without the rest of this run"
             events += [(event, None) for event in self._closing(source, process, reason)]
         refused, self._refused = list(self._refused.values()), {}
         return Taken(events, refused, key)
 
-    def _new_events(self, source: _Source, process: _Epoch, frame: Publish) -> list[Read]:
+    def _new_events(self, source: Source, process: Process, frame: Publish) -> list[Read]:
         """The events that the hub did not have, with a `gap` for what it does not take.
 
         1. Leave out what came before, by its number.
@@ -312,34 +265,35 @@ class Intake:
         self._skip(source, process, frame.seq)
         first = 0 if process.last is None else max(0, process.last + 1 - frame.seq)
         source.duplicates += min(first, len(frame.events))
-        holes = Holes(source.name)
+        scrutiny = Scrutiny(source, process, self._recorded, self._ended)
         events: list[Read] = []
         for number, raw in enumerate(frame.events[first:], frame.seq + first):
             process.last = number
             line = bytes(raw)
-            event = self._acceptable(source, process, number, line, holes)
+            event = scrutiny.accepted(number, line)
             if event is not None:
-                events += [(hole, None) for hole in holes.before(event.run_id)]
+                events += [(hole, None) for hole in scrutiny.holes.before(event.run_id)]
                 events.append((event, line))
                 self._note(source, process, event)
-        return events + [(hole, None) for hole in holes.rest()]
+        self._refused = scrutiny.refused
+        return events + [(hole, None) for hole in scrutiny.holes.rest()]
 
-    def _wrong_in_handover(self, sender: _Source, key: Key) -> str | None:
+    def _wrong_in_handover(self, sender: Source, key: Key) -> str | None:
         """Why this producer may not hand over the record of another one; None if it may."""
         other = self._sources.get(key[0])
-        name = _shown(key[0])
+        name = shown(key[0])
         if other is None:
             return None
         if other.link is not None and other.epoch == key[1]:
             return f"the record of source {name} is handed over, but that producer is connected itself"
         if other.host and sender.host and other.host != sender.host:
             return (
-                f"the record of source {name} is handed over from host {_shown(sender.host)}, but it was written on "
-                f"{_shown(other.host)}"
+                f"the record of source {name} is handed over from host {shown(sender.host)}, but it was written on "
+                f"{shown(other.host)}"
             )
         return None
 
-    def _skip(self, source: _Source, process: _Epoch, number: int) -> None:
+    def _skip(self, source: Source, process: Process, number: int) -> None:
         """Note it if numbers are left out. The next event of each run tells which events of the run those were."""
         if process.last is None or number <= process.last + 1:
             return
@@ -347,134 +301,14 @@ class Intake:
         for run in process.runs.values():
             run.leapt = True
 
-    def _acceptable(
-        self, source: _Source, process: _Epoch, number: int, line: bytes, holes: Holes
-    ) -> StreamEvent | None:
-        """The event, if the hub does not have it and the producer may say it here; otherwise it is refused, or dropped."""
-        event: StreamEvent | None = None
-        try:
-            event = decode_unchecked(line)
-            run = process.runs.get(event.run_id)
-            is_new = (
-                run is None or event.chain_id not in run.chains
-            )  # otherwise its names were looked at before
-            if is_new or event.source != source.name or not 0 <= event.seq <= MOST_SEQ:
-                self._check_place(source, process, event)
-            if process.before and event.seq <= self._recorded.get((event.run_id, event.source), -1):
-                source.duplicates += 1
-                return None
-            checked_event(event)
-            if is_new:
-                self._check_room(process, event)
-            self._check_order(process, run, event, holes)
-        except _RefusedEventError as refused:
-            self._refuse(source, refused.cause, f"event {number} was not taken: {refused}")
-        except (DecodeError, GrammarError) as error:
-            cause = "not an event" if isinstance(error, DecodeError) else "breaks the grammar"
-            self._refuse(source, cause, f"event {number} was not taken: {error}")
-            if event is not None:
-                self._leave_out(process, event, holes)
-        else:
-            return event
-        return None
-
-    def _refuse(self, source: _Source, cause: str, sentence: str) -> None:
-        source.refused[cause] += 1
-        self._refused.setdefault(cause, printable_line(sentence, LONGEST_SENTENCE))
-
-    def _leave_out(self, process: _Epoch, event: StreamEvent, holes: Holes) -> None:
-        """Let a `gap` stand for an event that is not taken."""
-        run = process.runs.get(event.run_id)
-        if run is None:
-            return
-        hole = holes.add(event, run.last_seq, f"the hub did not take a {event.event_type}")
-        run.last_seq = max(run.last_seq, hole.data["to_seq"])
-        process.grammar.feed(hole)
-
-    def _check_place(self, source: _Source, process: _Epoch, event: StreamEvent) -> None:
-        """Raise if the event is not one that this producer may name.
-
-        Raises:
-            _RefusedEventError: it is not.
-            DecodeError: its place is none.
-        """
-        if event.source != source.name:
-            raise _RefusedEventError(
-                "forged source",
-                f"its source is {_shown(event.source)}, and the producer's {_shown(source.name)}",
-            )
-        if not 0 <= event.seq <= MOST_SEQ or (
-            event.event_type is T.GAP and not _is_small(event.data.get("to_seq"))
-        ):
-            raise _RefusedEventError("not an event", f"its seq is {event.seq}; expected one from 0 to 2**53")
-        if max(len(event.run_id), len(event.chain_id), len(event.group_id or "")) > LONGEST_NAME:
-            raise _RefusedEventError(
-                "not an event", f"the name of its run, chain or group has more than {LONGEST_NAME} characters"
-            )
-        if not event.chain_id and event.event_type in OF_CHAINS:
-            raise _RefusedEventError("not an event", f"it is a {event.event_type} without a chain_id")
-        owner = self._owner_of(source, process, event.run_id)
-        if owner is not None:
-            raise _RefusedEventError(
-                "run of another process",
-                f"the run {_shown(event.run_id)} was begun by another process of {_shown(source.name)}; one that begins it again "
-                "needs a ROLLCAST_SOURCE of its own, or another run id",
-            )
-
-    def _owner_of(self, source: _Source, process: _Epoch, run_id: str) -> str | None:
-        """The other process of this source that told of the run; None if this one may."""
-        if not run_id or run_id in process.runs:
-            return None
-        ended = self._ended.get((run_id, source.name))
-        if ended is not None:
-            return None if source.epochs.get(ended) is process else ended
-        others = (name for name, each in source.epochs.items() if each is not process and run_id in each.runs)
-        known = next(others, None)
-        if known is None and not process.before and (run_id, source.name) in self._recorded:
-            return "?"  # of the hub's last life
-        return known
-
-    def _check_room(self, process: _Epoch, event: StreamEvent) -> None:
-        """Raise if the event opens one run, or one chain, too many.
-
-        Raises:
-            _RefusedEventError: it does.
-        """
-        run = process.runs.get(event.run_id)
-        if run is None and event.run_id and len(process.runs) >= MOST_RUNS:
-            raise _RefusedEventError(
-                "too many", f"the producer has {MOST_RUNS} open runs; there may be no more"
-            )
-        opens = bool(event.chain_id) and (run is None or event.chain_id not in run.chains)
-        if opens and sum(len(each.chains) for each in process.runs.values()) >= MOST_CHAINS:
-            raise _RefusedEventError(
-                "too many", f"the producer has {MOST_CHAINS:,} open chains; there may be no more"
-            )
-
-    def _check_order(self, process: _Epoch, run: _Run | None, event: StreamEvent, holes: Holes) -> None:
-        """Raise if the event may not come here, since viewers stop at the first that breaks the grammar.
-
-        Raises:
-            GrammarError: it may not.
-        """
-        if run is not None and run.leapt:
-            run.leapt = False
-            if event.seq > run.last_seq + 1:
-                process.grammar.feed(holes.span(event, run.last_seq + 1, "the producer left out events"))
-        if run is not None and event.event_type is T.RUN_END and process.grammar.has_open_chains(event):
-            process.grammar.feed(
-                holes.add(event, run.last_seq, "the run ended before these chains did", at=run.last_seq)
-            )
-        process.grammar.feed(event)
-
-    def _note(self, source: _Source, process: _Epoch, event: StreamEvent) -> None:
+    def _note(self, source: Source, process: Process, event: StreamEvent) -> None:
         """Remember which runs and chains are open."""
         run_id, kind = event.run_id, event.event_type
         if not run_id:
             return
         run = process.runs.get(run_id)
         if run is None:
-            run = process.runs[run_id] = _Run()
+            run = process.runs[run_id] = Run()
             self._by_run.setdefault(run_id, set()).add(source.name)
         run.last_seq = max(run.last_seq, event.seq)
         if kind is T.LLM_GENERATION_CHUNK and event.chain_id in run.chains:
@@ -488,7 +322,7 @@ class Intake:
         elif event.chain_id:
             run.chains.add(sys.intern(event.chain_id))
 
-    def _end(self, source: _Source, run_id: str) -> None:
+    def _end(self, source: Source, run_id: str) -> None:
         """The source has ended its part of a run, and with it those that it led."""
         self._leave(source, run_id)
         for name in list(self._by_run.get(run_id, ())):
@@ -496,7 +330,7 @@ class Intake:
             if any(e.runs[run_id].leader == source.name for e in led.epochs.values() if run_id in e.runs):
                 self._leave(led, run_id)
 
-    def _leave(self, source: _Source, run_id: str) -> None:
+    def _leave(self, source: Source, run_id: str) -> None:
         """The source says nothing more of the run."""
         owner = next((name for name, each in source.epochs.items() if run_id in each.runs), "")
         self._ended[run_id, source.name] = owner
@@ -551,13 +385,13 @@ class Intake:
             for name, process in source.epochs.items():
                 if process.lost_at is not None and process.lost_at <= now and name != source.epoch:
                     reason = (
-                        f"the process of {_shown(source.name)} was replaced by another, and did not come back"
+                        f"the process of {shown(source.name)} was replaced by another, and did not come back"
                     )
                     events += self._closing(source, process, reason)
         return events
 
     def _closing(
-        self, source: _Source, process: _Epoch, reason: str, status: str = "unknown"
+        self, source: Source, process: Process, reason: str, status: str = "unknown"
     ) -> Iterator[StreamEvent]:
         """A `gap` that stands for the end of each run, as far as this process would have told of it."""
         process.lost_at = None
@@ -574,7 +408,7 @@ class Intake:
             status: what its part of its runs comes to: `completed` if others do its work again.
         """
         source = self._sources.get(name)
-        reason = f"the producer {_shown(name)} has died"
+        reason = f"the producer {shown(name)} has died"
         processes = [] if source is None else list(source.epochs.values())
         return [
             event for each in processes for event in self._closing(self._sources[name], each, reason, status)
@@ -604,7 +438,7 @@ class Intake:
         sources = [self._sources[name] for name in self._by_run.get(run_id, ())]
         last = max(sources, key=lambda s: s.heard_at)
         silent = self._clock() - last.heard_at
-        return f"the producer of this run, {_shown(last.name)}, is not connected: it has been silent for {silent:,.0f} s"
+        return f"the producer of this run, {shown(last.name)}, is not connected: it has been silent for {silent:,.0f} s"
 
     @property
     def links(self) -> list[ProducerLink]:
@@ -625,32 +459,5 @@ class Intake:
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each producer, in the order in which they first came: see `sources` in docs/server.md."""
-        return [self._row(source) for source in self._sources.values()]
-
-    def _row(self, source: _Source) -> dict[str, Any]:
-        now, process = self._clock(), source.epochs.get(source.epoch)
-        runs = [run for each in source.epochs.values() for run in each.runs.values()]
-        return {
-            "source": source.name,
-            "host": source.host,
-            "epoch": source.epoch,
-            "connected": source.link is not None,
-            "connected_s": None if source.connected_at is None else round(now - source.connected_at, 3),
-            "silent_s": round(now - source.heard_at, 3),
-            "clock_s": None if source.clock_s is None else round(source.clock_s, 3),
-            "events": source.events,
-            "duplicates": source.duplicates,
-            "missing": source.missing,
-            "refused": dict(source.refused),
-            "unacknowledged": 0 if process is None or process.last is None else process.last - process.acked,
-            "open_runs": len(runs),
-            "open_chains": sum(len(run.chains) for run in runs),
-        }
-
-
-def _shown(name: str) -> str:
-    return repr(printable_line(name, SHOWN))
-
-
-def _is_small(value: object) -> bool:
-    return value is None or (isinstance(value, int) and 0 <= value <= MOST_SEQ)
+        now = self._clock()
+        return [source.row(now) for source in self._sources.values()]

@@ -7,8 +7,10 @@ import importlib
 import logging
 import os
 import re
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -85,7 +87,10 @@ class RayCluster:
         Raises:
             WorkersError: there is no such cluster, it refuses this process, or it has another version of Ray or of Python.
         """
-        await self._on_thread(self._connect)
+        try:
+            await self._on_thread(self._connect)
+        finally:
+            _take_back_sigterm()
 
     async def _on_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
@@ -200,6 +205,13 @@ def _keep_ray_from_printing() -> None:
     worker = sys.modules.get("ray._private.worker")
     if hasattr(worker, "_worker_logs_enabled"):
         worker._worker_logs_enabled = False  # type: ignore[union-attr]  # noqa: SLF001
+
+
+def _take_back_sigterm() -> None:
+    """Install Python's handler again: Ray puts one in its place that prints a stack and aborts, so that no run could end properly."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager

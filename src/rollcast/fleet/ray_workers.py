@@ -20,13 +20,14 @@ from rollcast.fleet.crossing import pack_agent, pack_value
 from rollcast.fleet.ray_cluster import RayCluster, checked_address
 from rollcast.fleet.ray_pool import RunnerDiedError, RunnerNeeds, RunnerPool
 from rollcast.fleet.runner import RunnerAbout, RunnerOrder
-from rollcast.fleet.runners_hub import RunnersHub
+from rollcast.fleet.runners_hub import RunnersHub, environment_of_hub
 from rollcast.records import Trajectory
 from rollcast.records.event import RunStatus
 from rollcast.rollout.agent_value import AgentValue
 from rollcast.rollout.rows import PromptRow
 from rollcast.rollout.rows import count as checked_count
 from rollcast.rollout.workers import ChainOrder, RunOrder
+from rollcast.serve.hub_observer import HubStreamObserver
 
 __all__ = ["RayWorkers"]
 
@@ -34,6 +35,7 @@ logger = logging.getLogger("rollcast.fleet")
 
 MAX_ATTEMPTS = 3  # at a chain whose runners die
 LEAVE_S = 5.0  # how much longer than the agent's grace period a runner may take to end a cancelled chain
+KNOWN_S = 1.0  # how long a hub elsewhere may take to acknowledge the beginning of a run
 END_S = 10.0  # how long the runners may take to end a run
 
 
@@ -107,7 +109,7 @@ class RayWorkers:
             )
         dumps = self._cluster.ray.cloudpickle.dumps
         pack_value(rows, "start_messages", dumps, "leave it out of the row, or give what it is made from")
-        return _RayRun(self._pool, self._hub, order, agent.grace_s)
+        return _RayRun(self._pool, self._hub, order, agent)
 
     async def start(self, agent: AgentValue) -> None:
         """Start the runners, unless they run. Raises what `begin` raises."""
@@ -128,7 +130,7 @@ class RayWorkers:
                 self._cluster = cluster
             how_many = self._how_many or cluster.how_many(self._needs.cpus, self._needs.gpus)
             hub = await self._started_hub(agent, cluster)
-            order = RunnerOrder(packed, {} if hub is None else hub.environment)
+            order = RunnerOrder(packed, environment_of_hub() if hub is None else hub.environment)
             pool = RunnerPool(cluster, order, how_many, self._needs, self._tell_hub_of_death)
             if self._weights is not None:
                 if not isinstance(self._weights, cluster.ray.ObjectRef):
@@ -216,11 +218,13 @@ class RayWorkers:
 class _RayRun:
     """One run whose chains are played by the runners of a pool."""
 
-    def __init__(self, pool: RunnerPool, hub: RunnersHub | None, order: RunOrder, grace_s: float) -> None:
+    def __init__(self, pool: RunnerPool, hub: RunnersHub | None, order: RunOrder, agent: AgentValue) -> None:
         self._pool = pool
         self._hub = hub
         self._order = order
-        self._grace_s = grace_s
+        self._grace_s = agent.grace_s
+        self._manager = agent.streaming_manager
+        self._known: asyncio.Task[None] | None = None  # done when the hub elsewhere knows of the run
         self._stages: dict[str, asyncio.Task[Any]] = {}  # by chain: what its `play` waits for
         self._where: dict[str, tuple[str, str]] = {}  # by chain: its runner, and its id there
         self._cancelled: set[str] = set()
@@ -228,6 +232,9 @@ class _RayRun:
     async def play(self, order: ChainOrder) -> Trajectory:
         """See `RunElsewhere.play`. A chain whose runner dies runs again elsewhere, with the same seed and an id of its own."""
         name = order.chain_id
+        if self._known is None:
+            self._known = asyncio.ensure_future(self._told_hub())
+        await self._known
         try:
             for attempt in count(1):
                 this = order if attempt == 1 else order.again(attempt)
@@ -251,6 +258,13 @@ class _RayRun:
             self._stages.pop(name, None)
             self._where.pop(name, None)
         raise AssertionError("a chain has a last attempt")
+
+    async def _told_hub(self) -> None:
+        """Wait a moment until the hub elsewhere has the `run_start` of this process: the runners' parts must not be over before."""
+        for observer in self._manager.observers:
+            if isinstance(observer, HubStreamObserver):
+                await self._manager.drain(KNOWN_S)
+                await observer.published(KNOWN_S)
 
     async def _attempt(self, name: str, order: ChainOrder) -> Trajectory:
         self._where.pop(name, None)

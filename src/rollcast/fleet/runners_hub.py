@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import time
 from collections.abc import Collection
@@ -13,10 +14,15 @@ from rollcast.serve.server import WebSocketStreamingServer
 from rollcast.serve.settings import ServerSettings, Token
 from rollcast.stream import StreamingManager
 
-__all__ = ["RunnersHub"]
+__all__ = ["RunnersHub", "environment_of_hub"]
 
 LOOK_S = 0.02
 READ_S = 2.0  # how long after a runner's death what it had sent may take to be read
+
+
+def environment_of_hub() -> dict[str, str]:
+    """What makes other processes producers of the hub of which this one is a producer; empty if the environment names none."""
+    return {name: os.environ[name] for name in (HUB, TOKEN) if os.environ.get(name)}
 
 
 class RunnersHub:

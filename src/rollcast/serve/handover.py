@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -12,6 +13,7 @@ import msgspec
 
 from rollcast.archive.index import read_run_file
 from rollcast.archive.owner import FolderLock, is_alive
+from rollcast.archive.segments import replace_file
 from rollcast.errors import ArchiveError
 from rollcast.records.jsonable import JSON_ERRORS
 from rollcast.serve.producing import Outbox, publish_frame
@@ -64,16 +66,18 @@ class HandOver:
 
     def __init__(self, path: Path, handover: Handover, lock: FolderLock, limits: Limits) -> None:
         self._path = path
+        self._handover = handover
         self._lock = lock
-        self._names = (handover.source, handover.epoch)
         numbers = Numbers(handover.numbers)
         self._reader = SpoolReader(path, numbers)
-        first = numbers.at(0) if numbers.pieces else 1
-        self._outbox = Outbox(WINDOW_BYTES, acked=first - 1, source=handover.source, epoch=handover.epoch)
+        acked = max(handover.acked, numbers.at(0) - 1 if numbers.pieces else 0)
+        self._outbox = Outbox(WINDOW_BYTES, acked=acked, source=handover.source, epoch=handover.epoch)
         self._outbox.connected(limits, time.monotonic)
-        self._position = 0
-        self._last = first - 1  # the number of the last event that was read
-        self._acked = asyncio.Event()
+        self._position = numbers.after(acked)
+        self._last = acked  # the number of the last event that was read
+        self._answered = asyncio.Event()
+        self._refused = False
+        self._done = False
 
     @classmethod
     def of(cls, path: Path, limits: Limits) -> Self | None:
@@ -91,26 +95,34 @@ class HandOver:
 
     def ack(self, ack: Ack) -> None:
         """The hub has events of a producer that has ended."""
-        if (ack.source, ack.epoch) == self._names:
+        if (ack.source, ack.epoch) == (self._handover.source, self._handover.epoch):
             self._outbox.ack(ack.seq)
-            self._acked.set()
+            self._answered.set()
+
+    def refused(self, source: str) -> None:
+        """The hub takes no record of this source for now."""
+        if source == self._handover.source:
+            self._refused = True
+            self._answered.set()
 
     async def run(self, send: Callable[[bytes], Awaitable[None]]) -> bool:
         """Send the record, and return when the hub has all of it. False if the hub does not take it."""
-        source, epoch = self._names
+        source, epoch = self._handover.source, self._handover.epoch
         while True:
             self._read()
-            self._acked.clear()
+            self._answered.clear()
             for frame in self._outbox.frames():
                 await send(frame)
             if self._outbox.idle:
                 break
+            if self._refused:
+                return False
             if not self._outbox.can_send() and not await self._answer():
                 return False
             await asyncio.sleep(PAUSE_S)
         if not self._last:
             return True  # there was nothing in it
-        self._acked.clear()
+        self._answered.clear()
         await send(publish_frame(self._last + 1, b"", source=source, epoch=epoch, last=True))
         return await self._answer()
 
@@ -129,15 +141,20 @@ class HandOver:
         """Wait until the hub answers; False if it does not."""
         try:
             async with asyncio.timeout(ANSWER_S):
-                await self._acked.wait()
+                await self._answered.wait()
         except TimeoutError:
             return False
-        return True
+        return not self._refused
 
     def done(self, *, hub_records: bool) -> None:
         """The hub has it: remove the record, or keep it if the hub has no record of its own."""
+        self._done = True
         forget(self._path, keep=not hub_records)
 
     def release(self) -> None:
-        """Let somebody else hand it over."""
+        """Let somebody else hand it over, or go on from where this one was."""
+        if not self._done and self._outbox.acked > self._handover.acked:
+            so_far = msgspec.structs.replace(self._handover, acked=self._outbox.acked)
+            with suppress(OSError):  # what the hub has is then sent again, and dropped there
+                replace_file(self._path / HANDOVER_FILE, msgspec.json.encode(so_far))
         self._lock.release()

@@ -6,9 +6,10 @@ A position counts every event since the history began, kept or not, so a cursor 
 from __future__ import annotations
 
 import secrets
+import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -32,6 +33,11 @@ WITHIN = ".within"  # ends a cursor in the middle of snapshots
 MAX_PLACES = 65536
 MAX_VERDICTS = 4096  # for one filter; clients may have many filters
 EVERYTHING = EventFilter()
+
+
+def _one_copy(name: Any) -> Any:
+    """The name as the one copy of it that is kept however many events have it; what is no plain text stays as it is."""
+    return sys.intern(name) if type(name) is str else name
 
 
 class Place(NamedTuple):
@@ -190,8 +196,7 @@ class History:
                 or event.group_id != place.group_id
                 or event.source != place.source
             ):
-                place = Place(kind, event.chain_id, event.group_id, event.run_id, event.source)
-                place = self._places.setdefault(place, place)
+                place = self._place_of(event)
             if kind is not CHUNK and masker is not None:
                 data = masked(event_of(event), data, masker)  # noqa: PLW2901
             seq = event.seq
@@ -210,6 +215,20 @@ class History:
         if entries and total - self._entries[self._first].before > self.limit:
             self._evict()
         return entries
+
+    def _place_of(self, event: Encodable) -> Place:
+        """The one copy of the event's place, with the one copy of each name in it: a chain has several, as many as its events have types."""
+        place = Place(event.event_type, event.chain_id, event.group_id, event.run_id, event.source)
+        known = self._places.get(place)
+        if known is None:
+            known = place._replace(
+                chain_id=_one_copy(place.chain_id),
+                group_id=_one_copy(place.group_id),
+                run_id=_one_copy(place.run_id),
+                source=_one_copy(place.source),
+            )
+            self._places[known] = known
+        return known
 
     def _evict(self) -> None:
         first, entries = self._first, self._entries

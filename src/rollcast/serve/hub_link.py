@@ -224,6 +224,10 @@ class HubLink:
                     self._handing.ack(ack)
             case Answer(frame):
                 await connection.send(encode_frame(frame), text=True)
+            case NotTaken(message, str(source)):
+                if self._handing is not None:
+                    self._handing.refused(source)
+                logger.info("the hub %s does not take a record of %s: %s", self._dialer.url, source, message)
             case NotTaken(message):
                 if not self._told_of_loss:  # once: a fault in one event is mostly in thousands
                     self._told_of_loss = True

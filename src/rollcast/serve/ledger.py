@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rollcast.records import StreamEventType
+from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.lanes import Lane, end_status, leader_of
 from rollcast.serve.history import Entry, Place, Selector
 from rollcast.stream.waiting import Encodable, EncodableChunk
 
 __all__ = ["PassedRun", "RunLedger"]
 
+CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 MAX_RUNS = 4096  # runs of several sources count once for each
 MAX_PLACES = 32768  # in all runs; with more, the places of the runs that were silent longest are forgotten
 BOUND_EVERY = 4096  # events
@@ -80,7 +81,7 @@ class RunLedger:
             if run is None or entry.place is not place:  # tokens mostly have the place of the one before
                 if run is not None and place is not None:
                     run.reached(place, at - 1)
-                run, place = self._run_of(event, at), entry.place
+                run, place = self._run_of(event, at, run), entry.place
             run.last_seq = event.seq
         if run is not None and place is not None:
             run.reached(place, at)
@@ -89,19 +90,25 @@ class RunLedger:
             self._unbounded = 0
             self._bound()
 
-    def _run_of(self, event: Encodable, position: int) -> PassedRun:
-        lane = Lane(event.run_id, event.source)
-        run = self._runs.get(lane)
-        if run is None:
-            run = self._runs[lane] = PassedRun(event.run_id, event.source, position)
-        if not isinstance(event, EncodableChunk):
-            if event.event_type is StreamEventType.RUN_START and (leader := leader_of(event)) is not None:
-                self._led.setdefault(Lane(event.run_id, leader), set()).add(lane)
-            if (status := end_status(event)) is not None:
-                for ended in (lane, *self._led.pop(lane, ())):
-                    if ended in self._runs:
-                        self._runs[ended].status = status
+    def _run_of(self, event: Encodable, position: int, before: PassedRun | None) -> PassedRun:
+        """The run of an event, which is mostly that of the event before."""
+        if before is not None and event.run_id == before.run_id and event.source == before.source:
+            run = before
+        else:
+            lane = Lane(event.run_id, event.source)
+            known = self._runs.get(lane)
+            run = self._runs[lane] = PassedRun(*lane, position) if known is None else known
+        if event.event_type is not CHUNK and not isinstance(event, EncodableChunk):
+            self._note_status(run, event)
         return run
+
+    def _note_status(self, run: PassedRun, event: StreamEvent) -> None:
+        if event.event_type is StreamEventType.RUN_START and (leader := leader_of(event)) is not None:
+            self._led.setdefault(Lane(event.run_id, leader), set()).add(run.lane)
+        if (status := end_status(event)) is not None:
+            for ended in (run.lane, *self._led.pop(run.lane, ())):
+                if ended in self._runs:
+                    self._runs[ended].status = status
 
     def _bound(self) -> None:
         runs = sorted(self._runs.values(), key=lambda run: (run.status is None, run.last))

@@ -328,9 +328,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class NotTaken:
-    """The hub did not take something, for the reason in the message."""
+    """The hub did not take something, for the reason in the message.
+
+    Attributes:
+        source: of the producer whose record was handed over, if it was that.
+    """
 
     message: str
+    source: str | None = None
 
 
 Action = Welcomed | Wanted | Handed | Answer | NotTaken | Cancel
@@ -438,7 +443,7 @@ class Publishing:
             case ErrorFrame() if (
                 frame.code < FIRST_CLOSE_CODE
             ):  # the others come with a close that says the same
-                return [NotTaken(printable_line(frame.message))]
+                return [NotTaken(printable_line(frame.message), frame.id)]
         return []
 
     def _welcome(self, frame: Welcome) -> list[Action]:

@@ -290,22 +290,23 @@ class _Table:
         assert self._filled is not None
         try:
             await asyncio.shield(self._filled)
+            behind = []
+            await rows.catch_up()
+            if self._mending is not None:
+                _, late = await asyncio.wait([self._mending], timeout=LATE_S)
+                if late:
+                    behind.append(REREADING)
+            await rows.make()
         except Exception:  # whatever it is: the next query begins anew
             self.drop()
             raise
-        behind = []
-        await rows.catch_up()
-        if self._mending is not None:
-            _, late = await asyncio.wait([self._mending], timeout=LATE_S)
-            if late:
-                behind.append(REREADING)
-        await rows.make()
-        self._leave_later()
+        finally:  # also if who asked has gone meanwhile
+            self._leave_later()
         return rows, behind
 
     async def _begin(self, rows: LiveRows, manager: Any) -> None:
         """Let the manager fill the table, and add what only the record or the history knows about open chains."""
-        if manager is None:
+        if manager is None or self._rows is not rows:  # nobody wants it any more
             return
         broadcaster = self._broadcaster
         observer = broadcaster.observer

@@ -41,12 +41,14 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
         hub: the address of the hub, without a password.
         source, epoch: of the producer.
         numbers: pairs of a position in the record and the number of the event there; the numbers of those that follow rise by one.
+        acked: the hub has every event up to this number; 0: that is not known.
     """
 
     hub: str
     source: str
     epoch: str
     numbers: list[tuple[int, int]]
+    acked: int = 0
 
 
 class Numbers:
@@ -69,6 +71,15 @@ class Numbers:
         piece = bisect.bisect_right(self.pieces, position, key=lambda piece: piece[0]) - 1
         first, number = self.pieces[max(0, piece)]
         return number + position - first
+
+    def after(self, number: int) -> int:
+        """The first position whose event has a higher number than this."""
+        piece = bisect.bisect_right(self.pieces, number, key=lambda piece: piece[1]) - 1
+        if piece < 0:
+            return self.pieces[0][0] if self.pieces else 0
+        first, begins_with = self.pieces[piece]
+        position = first + number - begins_with + 1
+        return min(position, self.pieces[piece + 1][0]) if piece + 1 < len(self.pieces) else position
 
 
 class Spool:

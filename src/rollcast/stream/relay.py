@@ -192,8 +192,13 @@ class _RelayedRun:
     def note(self, event: StreamEvent, line: bytes | None) -> list[str]:
         """Remember what a late observer must know; returns the sources whose part of the run ends with the event."""
         source = event.source
-        self._as_of[source] = max(self._as_of.get(source, -1), event.seq)
-        ended = self.sources.note(event)
+        known = self._as_of.get(source)
+        if known is None or event.seq > known:
+            self._as_of[source] = event.seq
+        if known is not None and event.event_type is T.LLM_GENERATION_CHUNK:
+            ended = []
+        else:
+            ended = self.sources.note(event)
         if event.event_type is T.RUN_START:
             self.parent_run_id = event.data.get("parent_run_id")
             self._expected[source] = event.data.get("chains", 0)

@@ -1,0 +1,183 @@
+"""Looks at each event that a producer publishes: whether it is one, whether this producer may say it, and whether it may come here. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rollcast.errors import DecodeError, GrammarError
+from rollcast.fleet.holes import Holes
+from rollcast.fleet.sources import Process, Run, Source, shown
+from rollcast.records import StreamEvent, StreamEventType
+from rollcast.records.codec import checked_event, decode_unchecked
+from rollcast.text import printable_line
+
+__all__ = ["MOST_CHAINS", "MOST_RUNS", "Scrutiny"]
+
+T = StreamEventType
+MOST_CHAINS = 262_144  # open at a time, of one source
+MOST_RUNS = 512  # open at a time, of one source
+LONGEST_SENTENCE = 500
+LONGEST_NAME = 256  # as in filters
+MOST_SEQ = 1 << 53  # the largest number that pages can hold
+OF_CHAINS = frozenset(T) - {T.RUN_START, T.RUN_END, T.TRAIN_STEP, T.ERROR, T.GAP}
+
+
+class _RefusedEventError(Exception):
+    """An event that a producer may not publish, for which nothing stands."""
+
+    def __init__(self, cause: str, why: str) -> None:
+        super().__init__(why)
+        self.cause = cause
+
+
+class Scrutiny:
+    """Looks at the events of one `publish`.
+
+    Args:
+        source, process: whose events they are.
+        recorded: of a hub that was restarted: the last `seq` that its record has of each run and source.
+        ended: the latest runs that ended, by run and source: of which process.
+
+    Attributes:
+        holes: what was left out of it.
+        refused: what was not taken, a sentence for each cause.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        process: Process,
+        recorded: Mapping[tuple[str, str], int],
+        ended: Mapping[tuple[str, str], str],
+    ) -> None:
+        self.holes = Holes(source.name)
+        self.refused: dict[str, str] = {}
+        self._source = source
+        self._process = process
+        self._recorded = recorded
+        self._ended = ended
+
+    def accepted(self, number: int, line: bytes) -> StreamEvent | None:
+        """The event, if the hub does not have it and the producer may say it here; otherwise it is refused, or dropped."""
+        event: StreamEvent | None = None
+        try:
+            event = decode_unchecked(line)
+            run = self._process.runs.get(event.run_id)
+            # The names of a chain that is known were looked at before.
+            is_new = run is None or event.chain_id not in run.chains or event.event_type is T.GAP
+            if is_new or event.source != self._source.name or not 0 <= event.seq <= MOST_SEQ:
+                self._check_place(event)
+            if self._process.before and event.seq <= self._recorded.get((event.run_id, event.source), -1):
+                self._source.duplicates += 1
+                return None
+            checked_event(event)
+            if is_new:
+                self._check_room(event)
+            self._check_order(run, event)
+        except _RefusedEventError as refused:
+            self._refuse(refused.cause, f"event {number} was not taken: {refused}")
+        except (DecodeError, GrammarError) as error:
+            cause = "not an event" if isinstance(error, DecodeError) else "breaks the grammar"
+            self._refuse(cause, f"event {number} was not taken: {error}")
+            if event is not None:
+                self._leave_out(event)
+        else:
+            return event
+        return None
+
+    def _refuse(self, cause: str, sentence: str) -> None:
+        self._source.refused[cause] += 1
+        self.refused.setdefault(cause, printable_line(sentence, LONGEST_SENTENCE))
+
+    def _leave_out(self, event: StreamEvent) -> None:
+        """Let a `gap` stand for an event that is not taken."""
+        run = self._process.runs.get(event.run_id)
+        if run is None:
+            return
+        hole = self.holes.add(event, run.last_seq, f"the hub did not take a {event.event_type}")
+        run.last_seq = max(run.last_seq, hole.data["to_seq"])
+        self._process.grammar.feed(hole)
+
+    def _check_place(self, event: StreamEvent) -> None:
+        """Raise if the event is not one that this producer may name.
+
+        Raises:
+            _RefusedEventError: it is not.
+            DecodeError: its place is none.
+        """
+        if event.source != self._source.name:
+            raise _RefusedEventError(
+                "forged source",
+                f"its source is {shown(event.source)}, and the producer's {shown(self._source.name)}",
+            )
+        if not 0 <= event.seq <= MOST_SEQ or (
+            event.event_type is T.GAP and not _is_small(event.data.get("to_seq"))
+        ):
+            raise _RefusedEventError("not an event", f"its seq is {event.seq}; expected one from 0 to 2**53")
+        if max(len(event.run_id), len(event.chain_id), len(event.group_id or "")) > LONGEST_NAME:
+            raise _RefusedEventError(
+                "not an event", f"the name of its run, chain or group has more than {LONGEST_NAME} characters"
+            )
+        if not event.chain_id and event.event_type in OF_CHAINS:
+            raise _RefusedEventError("not an event", f"it is a {event.event_type} without a chain_id")
+        owner = self._owner_of(event.run_id)
+        if owner is not None:
+            raise _RefusedEventError(
+                "run of another process",
+                f"the run {shown(event.run_id)} was begun by another process of {shown(self._source.name)}; one that begins it again "
+                "needs a ROLLCAST_SOURCE of its own, or another run id",
+            )
+
+    def _owner_of(self, run_id: str) -> str | None:
+        """The other process of this source that told of the run; None if this one may."""
+        source, process = self._source, self._process
+        if not run_id or run_id in process.runs:
+            return None
+        ended = self._ended.get((run_id, source.name))
+        if ended is not None:
+            return None if source.epochs.get(ended) is process else ended
+        others = (name for name, each in source.epochs.items() if each is not process and run_id in each.runs)
+        known = next(others, None)
+        if known is None and not process.before and (run_id, source.name) in self._recorded:
+            return "?"  # of the hub's last life
+        return known
+
+    def _check_room(self, event: StreamEvent) -> None:
+        """Raise if the event opens one run, or one chain, too many.
+
+        Raises:
+            _RefusedEventError: it does.
+        """
+        process = self._process
+        run = process.runs.get(event.run_id)
+        if run is None and event.run_id and len(process.runs) >= MOST_RUNS:
+            raise _RefusedEventError(
+                "too many", f"the producer has {MOST_RUNS} open runs; there may be no more"
+            )
+        opens = bool(event.chain_id) and (run is None or event.chain_id not in run.chains)
+        if opens and sum(len(each.chains) for each in process.runs.values()) >= MOST_CHAINS:
+            raise _RefusedEventError(
+                "too many", f"the producer has {MOST_CHAINS:,} open chains; there may be no more"
+            )
+
+    def _check_order(self, run: Run | None, event: StreamEvent) -> None:
+        """Raise if the event may not come here, since viewers stop at the first that breaks the grammar.
+
+        Raises:
+            GrammarError: it may not.
+        """
+        if run is not None and run.leapt:
+            run.leapt = False
+            if event.seq > run.last_seq + 1:
+                self._process.grammar.feed(
+                    self.holes.span(event, run.last_seq + 1, "the producer left out events")
+                )
+        if run is not None and event.event_type is T.RUN_END and self._process.grammar.has_open_chains(event):
+            self._process.grammar.feed(
+                self.holes.add(event, run.last_seq, "the run ended before these chains did", at=run.last_seq)
+            )
+        self._process.grammar.feed(event)
+
+
+def _is_small(value: object) -> bool:
+    return value is None or (isinstance(value, int) and 0 <= value <= MOST_SEQ)
