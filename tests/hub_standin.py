@@ -64,6 +64,7 @@ class Hub:
         self.takes_of_records = 1 << 30
         self.answers = []
         self.port = 0
+        self.away = False
         self._server = None
         vars(self).update(settings)
         self.changed = asyncio.Condition()
@@ -77,23 +78,40 @@ class Hub:
         return self
 
     async def __aexit__(self, *_):
-        await self.stop()
+        await self._close()
 
     async def start(self):
-        """Listen, on the port that it had before if it had one."""
+        """Listen, on the port that it had before if it had one; or be back."""
+        if self._server is not None:
+            self.away = False
+            return
         self._server = await serve(
-            self._take, "127.0.0.1", self.port, subprotocols=[SUBPROTOCOL], max_size=None, compression=None
+            self._take,
+            "127.0.0.1",
+            self.port,
+            subprotocols=[SUBPROTOCOL],
+            max_size=None,
+            compression=None,
+            process_request=self._cut_if_away,
         )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self):
-        """Cut every connection, and listen no more."""
+        """Be away: cut every connection, and each that comes."""
+        self.away = True
         self.reading.set()
-        for connection in self.connections:
+        self.cut()
+        self.connections.clear()
+
+    def _cut_if_away(self, connection, _):
+        if self.away:
             connection.transport.abort()
+
+    async def _close(self):
+        await self.stop()
         self._server.close()
         await self._server.wait_closed()
-        self.connections.clear()
+        self._server, self.away = None, False
 
     def cut(self):
         for connection in self.connections:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from websockets.exceptions import InvalidHandshake
+
 from fault_schedules.deaf_client import subscribe_deaf
 from fleet_faults.invariants import Seen
 from fleet_faults.plan import ViewerPlan
@@ -125,7 +127,7 @@ class DeafViewer:
         self._task = asyncio.create_task(self._connect(), name="fleet-faults-deaf")
 
     async def _connect(self) -> None:
-        with suppress(OSError):  # the hub may be away: it tries once
+        with suppress(OSError, InvalidHandshake):  # the hub may be away: it tries once
             await subscribe_deaf(self._socket, self.relay.url, self._token)
 
     async def stop(self) -> None:

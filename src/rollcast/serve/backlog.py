@@ -133,6 +133,8 @@ class Backlog:
     def _end_spooling(self, spool: Spool) -> None:
         """The record was read to its end: go on from memory."""
         spool.finish()
+        # A gap that was written just now has the number that was next.
+        self._outbox.next_number = max(self._outbox.next_number, spool.next_number)
         if self._read_at < spool.position:  # a gap was written just now, or the record was taken away
             blocks, _ = spool.read(self._read_at)
             if blocks:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -29,6 +29,7 @@ __all__ = ["HubStreamObserver", "attach"]
 
 logger = logging.getLogger("rollcast.serve")
 
+LARGE_BYTES = 1 << 20  # of a block; most have a hundredth
 LOOK_S = 0.02  # how often to look whether there is room again
 CLOSING_SHARE = 0.8  # of the manager's `drain_timeout` may pass while it waits for the hub
 _source_of = attrgetter("source")
@@ -122,9 +123,10 @@ class HubStreamObserver(EncodingObserver):
         own = self._own(events)
         if not own or self._is_second:
             return
-        room = self._producer.put(self._block(own))
-        if room is not None:
-            await asyncio.wrap_future(follower(room))
+        for block in self._blocks(own):
+            room = self._producer.put(block)
+            if room is not None:
+                await asyncio.wrap_future(follower(room))
 
     def _own(self, events: Sequence[Encodable]) -> Sequence[Encodable]:
         """The events of this process, under its name. Events that are relayed here are published by their own process."""
@@ -144,6 +146,16 @@ class HubStreamObserver(EncodingObserver):
             for event in events
             if event.source not in foreign
         ]
+
+    def _blocks(self, events: Sequence[Encodable]) -> Iterator[Block]:
+        """The events in blocks that are not large, unless a single event is."""
+        block = self._block(events)
+        if len(block.data) <= LARGE_BYTES or len(events) == 1:
+            yield block
+            return
+        half = len(events) // 2
+        yield from self._blocks(events[:half])
+        yield from self._blocks(events[half:])
 
     def _block(self, events: Sequence[Encodable]) -> Block:
         masker = self._masker

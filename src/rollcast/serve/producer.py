@@ -191,8 +191,8 @@ class HubProducer:
 
     @property
     def _is_overfull(self) -> bool:
-        """Whether so much waits that more should wait elsewhere."""
-        return self._inbox_bytes + self._outbox.bytes > OVERFULL * self._memory_bytes
+        """Whether so much waits that more should wait elsewhere. What has its number is bounded by the window."""
+        return self._inbox_bytes + self._outbox.waiting_bytes > OVERFULL * self._memory_bytes
 
     def _keep_promises(self, *, at_once: bool = False) -> None:
         """Let those go on that wait for room, if there is some."""

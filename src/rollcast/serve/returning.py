@@ -65,9 +65,18 @@ class Repetitions:
             return self._rest_of(event, key, before)
         if kind is T.GAP:
             return self._gap_after(event, before)
-        if event.seq > before:
+        if kind is T.CHAIN_SNAPSHOT and self._tells_more(event, key, before):
             return event
-        return None
+        return event if event.seq > before else None
+
+    def _tells_more(self, snapshot: StreamEvent, key: Key, before: int) -> bool:
+        """Whether a snapshot that was recorded has text that the client lacks: nobody watched when it was made (docs/hub.md)."""
+        if snapshot.data["as_of"] >= before:
+            return True
+        content, step = snapshot.data["content"], snapshot.step or 0
+        known, end = self._reached.get(key, {}).get(snapshot.chain_id, (step, 0))
+        come = 0 if content is None else snapshot.data.get("content_omitted", 0) + len(content)
+        return step > known or (step == known and come > end)
 
     @staticmethod
     def _gap_after(gap: StreamEvent, before: int) -> StreamEvent | None:

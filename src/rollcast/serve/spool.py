@@ -220,6 +220,11 @@ class Spool:
             self.numbers.note(before, max(follows, after_all - gaps))
         self._tell()
 
+    @property
+    def next_number(self) -> int:
+        """The number after that of the record's last event; 1 if there is none."""
+        return self.numbers.at(self.position) if self.numbers.pieces else 1
+
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def read(self, position: int) -> tuple[list[Block], int]:
