@@ -35,7 +35,7 @@ from rollcast.archive.readings import ChangesWanted, EventWindow, RecordsWanted,
 from rollcast.archive.record_process import RecordProcess
 from rollcast.archive.run_rows import RunTally
 from rollcast.errors import ArchiveError, InputError, RecordReaderError
-from rollcast.records import StreamEventType
+from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.lanes import Lane
 from rollcast.serve.broadcast import Broadcaster
 from rollcast.serve.fitting import fitted
@@ -222,11 +222,21 @@ class Queries:
         with self._broadcaster.lock:
             runs = self._broadcaster.upstream.runs.events()
         if any(
-            run.event_type is StreamEventType.RUN_START and run.timestamp + LATE_RECORD_S < record.began_at
+            run.event_type is StreamEventType.RUN_START and self._began_before(run, record.began_at)
             for run in runs
         ):
             missing.append(LATE_RECORD.format(record.path.name))
         return record
+
+    def _began_before(self, start: StreamEvent, began_at: float) -> bool:
+        """Whether the record, which began then, lacks the beginning of this run.
+
+        The time of another process tells nothing: its clock may be wrong, and what it kept while a hub was away comes whole, later.
+        """
+        if self.desk is not None:
+            return start.run_id in self.desk.resumed
+        own = self.manager is not None and start.source in ("", self.manager.source)
+        return own and start.timestamp + LATE_RECORD_S < began_at
 
     async def rows(self, reading: RunsWanted | StepsWanted | RecordsWanted) -> Rows:
         """A page of rows; one reading serves all who ask for the same before it begins. Raises what `RecordProcess.rows` raises."""
