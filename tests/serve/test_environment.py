@@ -164,6 +164,8 @@ def test_the_name_of_a_process():
     assert source_of_process({}) == f"{host}-{pid}"
     assert source_of_process({"RANK": "3"}) == f"{host}-rank3"
     assert source_of_process({"RANK": "3", "ROLLCAST_SOURCE": "trainer"}) == "trainer"
+    several = {"RANK": "3", "WORLD_SIZE": "4", "ROLLCAST_SOURCE": "trainer"}  # which the ranks all inherit
+    assert source_of_process(several) == "trainer-rank3"
 
 
 def test_a_child_of_a_process_has_another_name():

@@ -44,6 +44,7 @@ def rank_of_process(environ: Mapping[str, str] | None = None) -> int | None:
 def source_of_process(environ: MutableMapping[str, str] | None = None) -> str:
     """The name of this process in the fleet: `ROLLCAST_SOURCE`, or `HOST-rankN` under torchrun, or `HOST-PID`.
 
+    The ranks of one torchrun all inherit a `ROLLCAST_SOURCE`, so each puts `-rankN` behind it.
     A child of a process that has taken such a name gets one of its own: the name with its pid behind it. A `ROLLCAST_SOURCE`
     that cannot be a name counts as unset, and a warning says why, once.
     """
@@ -53,7 +54,8 @@ def source_of_process(environ: MutableMapping[str, str] | None = None) -> str:
     rank = environ.get("RANK", "").strip()
     if not given and not rank.isdecimal():
         return f"{host_name()}-{pid}"
-    name = (given or f"{host_name()}-rank{rank}")[:_LONGEST]
+    mark = f"-rank{rank}" if not given or rank_of_process(environ) is not None else ""
+    name = (given or host_name())[: _LONGEST - len(mark)] + mark
     taken, _, by = environ.get(_TAKEN, "").rpartition(":")
     if taken == name and by != str(pid):
         return f"{name}-{pid}"
