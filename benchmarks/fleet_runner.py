@@ -51,16 +51,18 @@ class Stage:
         With `watched` it begins when somebody at the hub wants its tokens. The result has the CPU seconds until the observers
         have everything, and the hub has acknowledged it.
         """
-        manager = StreamingManager(drain_timeout=60)
+        manager, observer = StreamingManager(drain_timeout=60), None
         if to == "file":
             manager.add_observer(JSONStreamObserver(self._folder / f"{next(self._names)}.jsonl"))
         elif to == "hub":
-            manager.add_observer(self._observer())
+            manager.add_observer(observer := self._observer())
             await until(lambda: not watched or manager.wants(CHUNK))
         began = time.process_time()
         report = await play_load(manager, Load(**load), live=to != "off")
         dropped = sum(numbers.dropped for numbers in manager.statistics())
         await manager.aclose()
+        while observer is not None and not observer.producer.is_up_to_date:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)  # the hub may be slow
         return {
             "cpu": time.process_time() - began,
             "events": report.tokens + sum(report.events.values()),

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 import threading
@@ -76,6 +77,11 @@ class Helper:
             raise RuntimeError(f"{self._process.args!r} ended with exit code {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def has_ended(self, seconds: float) -> bool:
+        """Whether the action that was started has ended, or ends within so many seconds."""
+        ready, _, _ = select.select([self._process.stdout], [], [], seconds)
+        return bool(ready)
 
     def do(self, do: str, **options: Any) -> dict[str, Any]:
         """Perform an action, and wait for its result."""

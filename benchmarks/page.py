@@ -237,18 +237,20 @@ def _record(started: Browser, quick: bool) -> Iterator[Figure]:
 
 def _cost(started: Browser, quick: bool) -> Iterator[Figure]:
     """What an open page costs the process whose run it shows: runs that are all sampling, and a training."""
-    kinds: dict[str, dict[str, int]] = {"play": {"chains": 384, "runs": 8}, "train": {"steps": 4}}
-    rounds = 15
-    if quick:
-        kinds, rounds = {"play": {"chains": 8}, "train": {"steps": 1}}, 1
-    titles = {"play": "a run", "train": "a training"}
-    for what, options in kinds.items():
-        with StageProcess() as stage:
+    runs, chains, steps, rounds = (1, 8, 1, 1) if quick else (8, 384, 4, 15)
+    kinds: list[tuple[str, str, bool, dict[str, int]]] = [
+        ("a run", "play", False, {"chains": chains, "runs": runs}),
+        ("a training", "train", True, {"steps": steps}),
+        ("a training without a record", "train", False, {"steps": steps}),
+    ]
+    for whose, what, recorded, numbers in kinds:
+        with tempfile.TemporaryDirectory() as directory, StageProcess() as stage:
+            options = numbers | ({"record": directory} if recorded else {})
             stage.do("play", chains=8)
             results = paired(_watched(started, stage, what, options), rounds)
         cpu = {name: [result["cpu"] for result in values] for name, values in results.items()}
         digests = {result["digest"] for values in results.values() for result in values}
-        title = f"page: CPU of {titles[what]}"
+        title = f"page: CPU of {whose}"
         yield figure(f"{title}, no page", cpu["none"], "s")
         yield figure(
             f"{title}, the overview open / no page", ratios(cpu["overview"], cpu["none"]), "×", "<= 1.02"
@@ -258,7 +260,7 @@ def _cost(started: Browser, quick: bool) -> Iterator[Figure]:
 
 
 def _watched(
-    started: Browser, stage: StageProcess, what: str, options: dict[str, int]
+    started: Browser, stage: StageProcess, what: str, options: dict[str, Any]
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     """The same work without a page, with the overview open, and with a hidden tab."""
 
@@ -270,7 +272,7 @@ def _watched(
     def overview() -> dict[str, Any]:
         with Tab(started) as tab:
             tab.page.goto(stage.url)
-            tab.see(".wall .cell")  # so that what opening it costs is over
+            tab.see("main .panel")
             return stage.do(what, **options)
 
     def hidden() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.helper import Action, obey
+from rollcast.archive import ArchiveObserver
 from rollcast.archive.format import RunFile
 from rollcast.archive.line_log import LineLog
 from rollcast.archive.skeleton import Skeleton
@@ -130,8 +131,14 @@ class Stage:
         digest = "".join(t.digest() for result in results for t in result.trajectories)
         return {"cpu": spent, "wall": time.perf_counter() - began, "digest": hash(digest)}
 
-    async def train(self, steps: int) -> dict[str, Any]:
-        """Train the embedded model on the arithmetic task, 128 chains a step; returns the CPU seconds of this process."""
+    async def train(self, steps: int, record: str | None = None) -> dict[str, Any]:
+        """Train the embedded model on the arithmetic task, 128 chains a step; returns the CPU seconds of this process.
+
+        With a `record`, a directory, it leaves one there, as `rollcast train` does.
+        """
+        recording = None if record is None else ArchiveObserver.within(record, name="arithmetic")
+        if recording is not None:
+            self.manager.add_observer(recording)
         agent = BaseAgent(
             backend=TinyBackend(),
             tools=self._task.tools,
@@ -144,6 +151,9 @@ class Stage:
         await self.manager.drain()
         spent = time.process_time() - cpu
         await agent.backend.close()
+        if recording is not None:
+            self.manager.remove_observer(recording)
+            await recording.aclose()
         rewards = [progress.metrics.get("mean_reward") for progress in result.history]
         return {"cpu": spent, "wall": time.perf_counter() - began, "digest": hash(str(rewards))}
 

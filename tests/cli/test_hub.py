@@ -121,6 +121,22 @@ def test_a_token_that_is_given_is_not_repeated(hub):
     assert "ROLLCAST_HUB_TOKEN=…" in said
 
 
+def test_one_secret_is_not_both_tokens(refused):
+    """What is to publish only could watch and cancel, too."""
+    code, said = refused("--no-record", "--token", "sekrit-1", "--publish-token", "sekrit-1")
+    assert code == 2
+    assert said.startswith("rollcast: --publish-token is the same as --token")
+    assert "sekrit" not in said
+    assert said.count("\n") == 1
+
+
+def test_a_hub_starts_again_where_its_own_lines_are_in_the_environment(hub):
+    """There its token is the one to publish with, too."""
+    _, said = hub(ROLLCAST_TOKEN="sekrit-1", ROLLCAST_HUB_TOKEN="sekrit-1")
+    assert "Ctrl-C ends it" in said
+    assert "sekrit" not in said
+
+
 def test_metrics_count_producers(hub):
     """Beside those of runs."""
     _, said = hub()

@@ -27,7 +27,9 @@ ENV = {name: value for name, value in os.environ.items() if name != "ROLLCAST_RE
 ENV |= {"PYTHONPATH": SRC, "PYTHONUNBUFFERED": "1"}
 RUN = ("run", "--seed", "7", "--questions", "1", "--chains", "2")
 TRAIN = ("train", "--questions", "1", "--group", "2", "--eval-every", "0", "--out", "out")
-LINE = re.compile(r"recorded: \S+ -m rollcast show (?P<path>\S+)(?P<more> \(not complete: .*\))?")
+LINE = re.compile(
+    r"recorded: (?:rollcast|\S+ -m rollcast) show (?P<path>\S+)(?P<more> \(not complete: .*\))?"
+)
 
 
 def command(*args):

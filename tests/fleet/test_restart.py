@@ -180,3 +180,25 @@ async def test_a_viewer_goes_on_where_it_was(command):
                 await watching
     kinds = ["run_start", "chain_start", "llm_generation_start", "llm_generation_end", "chain_end", "run_end"]
     assert seen == list(zip(kinds, [0, 1, 2, 3, 9, 10], strict=True))
+
+
+async def lacking(hub):
+    """What the hub says that its rows of chains lack."""
+    async with talking(hub.url, token=hub.token) as viewer:
+        await viewer.say("query", id="q", what="chains")
+        return (await viewer.hear("done")).get("missing") or []
+
+
+async def test_only_a_run_that_went_on_through_a_restart_lacks_its_beginning(command):
+    """Not one whose producer has a clock that is slow, or that kept the run while the hub was away."""
+    hub = await asyncio.to_thread(command)
+    async with producing(hub.url, token=hub.token) as producer:
+        early = [each | {"timestamp": each["timestamp"] - 3600} for each in BEGUN]
+        await producer.publish(1, *early)
+        await producer.acked(3)
+        assert await lacking(hub) == []
+    await asyncio.to_thread(hub.end, signal.SIGKILL)
+
+    again = await asyncio.to_thread(command)
+    (sentence,) = await lacking(again)
+    assert "begins after some of the runs did" in sentence

@@ -128,6 +128,7 @@ async def test_a_chain_whose_runner_dies_runs_again():
     assert [t.chain_id for t in there] == ["chain_0.2", "chain_1", "chain_2"]
     assert [t.messages for t in there] == [t.messages for t in here]
     assert there.status == "completed"
+    assert there["chain_0"] is there["chain_0.2"] is there.trajectories[0]
 
 
 async def test_a_later_attempt_says_so_in_its_beginning():

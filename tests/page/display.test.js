@@ -8,7 +8,7 @@ import { callProbability, segmentsOf } from "../../src/rollcast/serve/page/segme
 import { Store } from "../../src/rollcast/serve/page/store.js";
 import { TimeLine } from "../../src/rollcast/serve/page/time_line.js";
 import { evaluationsOf, latestRun, rolloutOf, rolloutsOf, rootsOf, trainSteps, allRuns } from "../../src/rollcast/serve/page/training.js";
-import { duration, fixed, odds, runName, signed } from "../../src/rollcast/serve/page/format.js";
+import { duration, fixed, odds, runName, shortRunId, signed, sourcesOf } from "../../src/rollcast/serve/page/format.js";
 
 const textsOf = (pieces) => pieces.map((piece) => [piece.text, piece.ids.length]);
 
@@ -152,4 +152,18 @@ test("rollouts that go on are shown together, in the order of their steps; a cho
 test("numbers keep short, and small ones are not taken for zero", () => {
   assert.deepEqual([0, 0.25, -3.5, 1e9, -2.5e7, 3e-6, 1e-17, 999_999.5, NaN, null].map((value) => fixed(value)), ["0.00", "0.25", "−3.50", "1.0e+9", "−2.5e+7", "3e−6", "0.00", "999999.50", "–", "–"]);
   assert.deepEqual([0.5, -0.25, 2e7].map(signed), ["+0.50", "−0.25", "+2.0e+7"]);
+});
+
+test("a run is told from others by the end of an id that was made, or by the whole of one that somebody gave", () => {
+  assert.equal(shortRunId("01a2278f-b296-7fe2-b1bd-a33ce74b6ee8"), "4b6ee8");
+  assert.equal(shortRunId("nightly-eval"), "nightly-eval");
+  assert.equal(shortRunId("x".repeat(300)).length, 40);
+  assert.equal(shortRunId("a\u202eb"), "a\\u202eb");
+});
+
+test("a run says which process it is on, or on how many", () => {
+  assert.equal(sourcesOf({}), "");
+  assert.equal(sourcesOf({ sources: { "": "running" } }), "");
+  assert.equal(sourcesOf({ sources: { "gpu-7": "completed" } }), "gpu-7");
+  assert.equal(sourcesOf({ sources: { a: "running", b: "running" } }), "2 sources");
 });

@@ -82,6 +82,36 @@ async def test_what_a_server_says_over_http_cannot_speak_to_the_terminal():
     assert len(str(caught.value)) < 500
 
 
+async def test_a_web_page_is_not_repeated():
+    """A web site, or a proxy before the server: what it would show in a browser tells nothing here."""
+
+    def show(connection, _):
+        return connection.respond(404, "<!DOCTYPE html>\n<title>Nothing here</title>")
+
+    async with pretender(lambda socket: socket.wait_closed(), process_request=show) as url:
+        with pytest.raises(
+            RefusedError,
+            match=r"refuses with HTTP 404: it answers with a web page; is it a Rollcast server\?$",
+        ):
+            await WebSocketStreamingClient(url).connect()
+
+
+async def test_an_old_web_server_is_not_taken_for_one_without_http():
+    """Python's own speaks HTTP/1.0."""
+
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.0 404 File not found\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(RefusedError, match="a web server answers there, and it is not one of Rollcast"):
+            async with WebSocketStreamingClient(f"ws://127.0.0.1:{port}"):
+                pass
+
+
 async def test_a_server_that_sends_everybody_away_is_not_run_down(monkeypatch):
     """Welcome and a close, each time: the pauses grow."""
     monkeypatch.setattr(client_module, "FIRST_PAUSE_S", 0.01)

@@ -431,6 +431,22 @@ async def test_a_hub_that_is_not_there_is_told_of_once(publishing, caplog):
     assert "cannot be reached" in record.getMessage()
 
 
+async def test_a_hub_that_sends_a_producer_away_for_now_is_quoted_once(publishing, caplog):
+    """Its own sentence, and not what the connection makes of it: the hub was reached, and is tried again."""
+    async with Hub(close_with=(4009, "another process is connected as source 'twin'")) as hub:
+        manager = publishing(hub)
+        with caplog.at_level(logging.WARNING, "rollcast.serve"):
+            await rollout(manager, chains=3)
+            async with asyncio.timeout(30):
+                while producer_of(manager).link.failures < 3:
+                    await asyncio.sleep(0.01)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"the hub {hub.url} does not take this process now (another process is connected as source 'twin' (4009)); "
+        "the run goes on, and the hub is tried again"
+    )
+
+
 async def test_a_hub_cancels(publishing):
     """A `cancel` of the hub reaches the run, and is answered."""
     async with Hub() as hub:

@@ -4,7 +4,7 @@ import pytest
 
 from rollcast import BaseAgent
 from rollcast.records import StreamEventType
-from rollcast.stream import StreamingManager
+from rollcast.stream import StreamingManager, processes
 from rollcast.stream.processes import SharedRun, default_source, rank_of_process, source_of_process
 from rollcast.testing import ScriptedBackend, capture_events
 
@@ -82,4 +82,22 @@ async def test_an_agent_s_chains_of_a_shared_run_have_the_name_of_their_process(
     assert [(t.chain_id, t.group_id) for t in result] == [
         ("chain_0@rank1", "group_0@rank1"),
         ("chain_1@rank1", "group_0@rank1"),
+    ]
+
+
+@pytest.mark.parametrize("variable", ["ROLLCAST_SOURCE", "ROLLCAST_RUN_ID"])
+@pytest.mark.parametrize(
+    ("given", "why"), [("x" * 10_000, "it has 10,000 characters"), ("a\x1b[31mb\nc", r"it is 'a\x1b[31mb\x0ac'")]
+)  # fmt: skip
+async def test_what_cannot_be_a_name_counts_as_unset(environ, caplog, variable, given, why):
+    """One sentence says so, however many managers and runs there are."""
+    environ.setattr(processes, "_told", set())
+    environ.setenv(variable, given)
+    for _ in range(2):
+        manager = StreamingManager()
+        assert manager.source == ""
+        async with manager.run() as run:
+            assert run.run_id != given
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{variable} is not used, since {why}; expected a name of at most 200 printable characters"
     ]

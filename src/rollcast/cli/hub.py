@@ -17,6 +17,7 @@ from rollcast.cli.page_links import forward_lines, page_link
 from rollcast.cli.recording import Recording, RunRecord, record_directory, record_for
 from rollcast.cli.signals import ending_on_signals
 from rollcast.cli.standard_error import warn
+from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEventType
 
 if TYPE_CHECKING:
@@ -87,12 +88,19 @@ def _memory(directory: Path | None) -> _Memory:
 
 def _server(options: HubOptions, made: MadeToken | None) -> WebSocketStreamingServer:
     from rollcast.serve import ServerSettings, Token, WebSocketStreamingServer  # noqa: PLC0415  (other commands need no network)
+    from rollcast.serve.environment import token_for_hub  # noqa: PLC0415
 
     value = made.value if made is not None else options.token
     assert value is not None
     tokens = [Token(value, ("read", "control", "publish"))]
     if options.publish_token not in (None, value):
         tokens.append(Token(options.publish_token, ("publish",)))
+    elif options.publish_token is not None and token_for_hub() is None:
+        # In the environment it may be this hub's own token, which it told the processes here to publish with.
+        raise InputError(
+            "--publish-token is the same as --token, so producers could watch and cancel too; give another one, or leave it out: "
+            "--token publishes as well"
+        )
     settings = ServerSettings(
         tokens=tuple(tokens),
         tls_cert=options.tls_cert,

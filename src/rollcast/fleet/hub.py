@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -74,6 +74,7 @@ class Hub:
 
     Attributes:
         intake: what is known of the producers.
+        resumed: the runs that were open when the hub before it ended.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Hub:
         self._viewers = viewers
         self._acks = acks
         self._restored = restored or Restored()
+        self.resumed: Collection[str] = {event.run_id for event in self._restored.open}
         self._heartbeat_s = server.settings.heartbeat_s
         self.intake = Intake(
             clock=time.monotonic,

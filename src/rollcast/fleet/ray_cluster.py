@@ -147,6 +147,11 @@ class RayCluster:
                 f"{place} refused the token of this process; give it the cluster's: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or "
                 "RAY_AUTH_TOKEN_PATH"
             )
+        if self._address == "auto" and "any running Ray instance" in text:
+            return (
+                "this machine belongs to no running Ray cluster; give HOST:PORT of a cluster's head instead of `auto`, or `local` "
+                "for one that is started here"
+            )
         if (
             not self.local and isinstance(error, ConnectionError) and self._address != "auto"
         ):  # somebody listens there

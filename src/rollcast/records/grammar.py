@@ -27,6 +27,9 @@ MAX_JOINED = (
 )
 
 
+_NO_TEXT: list[str] = []  # of a generation without chunks; a hub has a hundred thousand that nobody watches
+
+
 @dataclass(slots=True)
 class _Chain:
     chars: int | None = None  # characters in the open generation; None: no generation is open
@@ -212,7 +215,7 @@ def _generation_start(chain: _Chain, event: StreamEvent) -> None:
         raise _error(event, "its reward was given")
     if (event.step or 0) != chain.step + 1:
         raise _error(event, f"the step before was {chain.step}")
-    chain.chars, chain.text, chain.step = 0, [], event.step or 0
+    chain.chars, chain.text, chain.step = 0, _NO_TEXT, event.step or 0
 
 
 def _chunk(chain: _Chain, event: StreamEvent) -> None:
@@ -226,7 +229,9 @@ def _chunk(chain: _Chain, event: StreamEvent) -> None:
             )
         chain.text = None
     chain.chars = data["offset"] + len(data["content"])
-    if chain.text is not None:
+    if chain.text is _NO_TEXT:
+        chain.text = [data["content"]]
+    elif chain.text is not None:
         chain.text.append(data["content"])
     if "logprobs" in data and len(data["logprobs"]) != len(data.get("token_ids", ())):
         raise _error(event, "it does not have one logprob per token id")

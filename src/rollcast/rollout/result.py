@@ -9,6 +9,7 @@ import msgspec
 
 from rollcast.records import Trajectory
 from rollcast.records.event import RunStatus
+from rollcast.rollout.workers import first_attempt
 
 __all__ = ["RunResult"]
 
@@ -43,13 +44,13 @@ class RunResult(msgspec.Struct):
         return len(self.trajectories)
 
     def __getitem__(self, chain_id: str) -> Trajectory:
-        """The trajectory of a chain.
+        """The trajectory of a chain. One that ran again elsewhere, `chain_5.2`, is also found as `chain_5`.
 
         Raises:
             KeyError: there is no such chain.
         """
         for trajectory in self.trajectories:
-            if trajectory.chain_id == chain_id:
+            if chain_id in (trajectory.chain_id, first_attempt(trajectory.chain_id)):
                 return trajectory
         raise KeyError(chain_id)
 

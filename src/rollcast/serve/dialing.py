@@ -18,6 +18,7 @@ from websockets.exceptions import (
     InvalidStatus,
     InvalidURI,
 )
+from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
 from rollcast.errors import InputError, RefusedError
@@ -27,7 +28,16 @@ from rollcast.serve.secrecy import WithoutSecrets, has_token, shown_url, without
 from rollcast.serve.tls import client_context
 from rollcast.text import printable_line
 
-__all__ = ["MAX_MESSAGE", "UNREACHABLE", "Dialer", "next_message", "pause_s", "refusal_in", "why"]
+__all__ = [
+    "MAX_MESSAGE",
+    "UNREACHABLE",
+    "Dialer",
+    "next_message",
+    "pause_s",
+    "refusal_in",
+    "turned_away",
+    "why",
+]
 
 connection_logger = logging.getLogger("rollcast.serve.client.connection")
 connection_logger.addFilter(WithoutSecrets())
@@ -95,10 +105,7 @@ class Dialer:
             status = error.response.status_code
             if status in (429, 500, 502, 503, 504):
                 raise
-            said = printable_line((error.response.body or b"").decode(errors="replace").strip())
-            raise RefusedError(
-                f"{self.url} refuses with HTTP {status}: {said or 'no reason given'}"
-            ) from None
+            raise RefusedError(f"{self.url} refuses with HTTP {status}: {_said(error.response)}") from None
         except ssl.SSLCertVerificationError as error:
             raise RefusedError(self._distrust(error)) from None
         except (InvalidURI, InvalidProxy, ImportError, ValueError) as error:
@@ -127,6 +134,20 @@ class Dialer:
             else f"{self._tls_ca} was to vouch for it"
         )
         return f"the certificate of {self.url} is not trusted: {reason}; {advice}"
+
+
+def _said(response: Response) -> str:
+    """Why an HTTP server refuses, in its own words. A web page is not repeated."""
+    body = (response.body or b"").decode(errors="replace").strip()
+    kinds = response.headers.get_all("Content-Type")
+    if any("html" in kind for kind in kinds) or body[:1] == "<":
+        return "it answers with a web page; is it a Rollcast server?"
+    return printable_line(body) or "no reason given"
+
+
+def turned_away(error: BaseException) -> bool:
+    """Whether the server was reached, and gave a reason for closing the connection."""
+    return isinstance(error, ConnectionClosed) and error.rcvd is not None and bool(error.rcvd.reason)
 
 
 def refusal_in(error: Exception, *, new_token: bool) -> str | None:
@@ -266,6 +287,10 @@ def why(error: BaseException) -> str:
         return "the connection was cut at once; if it is a server without TLS, say ws://"
     if isinstance(error, InvalidMessage) and isinstance(error.__cause__, EOFError):
         return "it closed the connection before it answered; if it is a server with TLS, say wss://"
+    if isinstance(error, InvalidMessage) and str(error.__cause__).startswith("unsupported protocol"):
+        return "a web server answers there, and it is not one of Rollcast"
     if isinstance(error, InvalidMessage):
         return "what answers does not speak HTTP; if it is a server with TLS, say wss://"
+    if isinstance(error, ConnectionClosed) and error.rcvd is not None and error.rcvd.reason:
+        return f"{printable_line(without_secrets(error.rcvd.reason))} ({error.rcvd.code})"
     return printable_line(without_secrets(str(error))) or type(error).__name__

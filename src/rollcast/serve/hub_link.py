@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from rollcast.errors import DecodeError, InputError, RefusedError
 from rollcast.serve.backlog import Backlog
 from rollcast.serve.cancelled import answer_to_cancel
-from rollcast.serve.dialing import UNREACHABLE, Dialer, next_message, pause_s, refusal_in, why
+from rollcast.serve.dialing import UNREACHABLE, Dialer, next_message, pause_s, refusal_in, turned_away, why
 from rollcast.serve.handover import HandOver, records_to_hand_over
 from rollcast.serve.producing import (
     FLUSH_S,
@@ -144,8 +144,9 @@ class HubLink:
             logger.debug("the hub %s cannot be reached (%s)", url, why(error))
         elif not self._session.welcomed:
             self._told_of_absence = True  # until it is back
+            what = "does not take this process now" if turned_away(error) else "cannot be reached"
             self._owner.say(
-                f"the hub {url} cannot be reached ({why(error)}); the run goes on, and the hub is tried again"
+                f"the hub {url} {what} ({why(error)}); the run goes on, and the hub is tried again"
             )
         else:
             logger.info("the connection to the hub %s has ended (%s)", url, why(error))

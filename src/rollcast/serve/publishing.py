@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, Protocol
 
 from rollcast.serve.protocol import CancelRun, CloseCode, Done, ErrorFrame, Hello, Publish, ServerFrame
@@ -30,7 +30,13 @@ class ProducerLink(Protocol):
 
 
 class ProducerDesk(Protocol):
-    """A hub. Everything here is called in the server's event loop."""
+    """A hub. Everything here is called in the server's event loop.
+
+    Attributes:
+        resumed: the runs that were open when the hub before it ended; their beginnings are in that one's record.
+    """
+
+    resumed: Collection[str]
 
     def connect(self, hello: Hello, link: ProducerLink) -> Refused | int:
         """Take a producer's connection, or say why not; the number of the last of its events that the hub has."""

@@ -35,7 +35,7 @@ from rollcast.archive.readings import ChangesWanted, EventWindow, RecordsWanted,
 from rollcast.archive.record_process import RecordProcess
 from rollcast.archive.run_rows import RunTally
 from rollcast.errors import ArchiveError, InputError, RecordReaderError
-from rollcast.records import StreamEventType
+from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.lanes import Lane
 from rollcast.serve.broadcast import Broadcaster
 from rollcast.serve.fitting import fitted
@@ -66,7 +66,9 @@ WATCH_S = 0.25  # rows that change are sent no more often
 LOOK_S = 0.02  # how often an answer looks whether its client has room again
 KEEP_S = 30.0  # how long the table of open chains is kept after the last query
 READINGS = 16  # of the record at a time, by all clients together
-REST = 9  # the event loop makes rows for a tenth of its time
+REST = 9  # the event loop makes rows that are asked for in a tenth of its time
+WATCH_REST = 49  # and rows that have changed in a fiftieth
+LONGEST_REST_S = 1.0  # after rows that have changed
 MAX_MISSING = 16  # sentences about what an answer lacks
 FRAME_ROWS = 256 << 10  # bytes of rows in one frame, unless one row is larger
 NO_RECORD = (
@@ -104,7 +106,9 @@ class Queries:
         self._tasks: dict[tuple[Client, str], asyncio.Task[None]] = {}
         self._readings = asyncio.Semaphore(READINGS)
         self._turn = asyncio.Lock()
+        self._watching = asyncio.Lock()
         self._free_at = 0.0  # when the event loop may make rows again
+        self._watch_at = 0.0  # when it may make those that have changed
         self._shared = SharedReadings(self._rows)
 
     def run(self, client: Client, session: Session, action: RunQuery) -> None:
@@ -218,11 +222,21 @@ class Queries:
         with self._broadcaster.lock:
             runs = self._broadcaster.upstream.runs.events()
         if any(
-            run.event_type is StreamEventType.RUN_START and run.timestamp + LATE_RECORD_S < record.began_at
+            run.event_type is StreamEventType.RUN_START and self._began_before(run, record.began_at)
             for run in runs
         ):
             missing.append(LATE_RECORD.format(record.path.name))
         return record
+
+    def _began_before(self, start: StreamEvent, began_at: float) -> bool:
+        """Whether the record, which began then, lacks the beginning of this run.
+
+        The time of another process tells nothing: its clock may be wrong, and what it kept while a hub was away comes whole, later.
+        """
+        if self.desk is not None:
+            return start.run_id in self.desk.resumed
+        own = self.manager is not None and start.source in ("", self.manager.source)
+        return own and start.timestamp + LATE_RECORD_S < began_at
 
     async def rows(self, reading: RunsWanted | StepsWanted | RecordsWanted) -> Rows:
         """A page of rows; one reading serves all who ask for the same before it begins. Raises what `RecordProcess.rows` raises."""
@@ -248,7 +262,17 @@ class Queries:
             try:
                 yield
             finally:
-                self._free_at = time.perf_counter() + (time.thread_time() - began) * REST
+                spent = time.thread_time() - began
+                self._free_at = time.perf_counter() + spent * REST
+                self._watch_at = time.perf_counter() + min(spent * WATCH_REST, LONGEST_REST_S)
+
+    @asynccontextmanager
+    async def watching_turn(self) -> AsyncGenerator[None, None]:
+        """Do the same for rows that have changed. If there are many they follow later, so that they cost the run little."""
+        async with self._watching:
+            await asyncio.sleep(self._watch_at - time.perf_counter())
+            async with self.turn():
+                yield
 
 
 class _Table:
@@ -706,7 +730,7 @@ class _Answer:
             if table.version != version or table.to_ask:
                 if table.forgotten > version:
                     raise _BehindError(LET_GO)
-                async with self._queries.turn():
+                async with self._queries.watching_turn():
                     table.ask()
                     rows, version = table.changed_since(version), table.version
                     changed = []

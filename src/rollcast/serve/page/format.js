@@ -77,6 +77,19 @@ export function runName(row) {
   return oneLine(String(row?.name || row?.agent || row?.run_id?.slice(0, 8) || "run"), 60);
 }
 
+const MADE_ID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
+
+/** A run's id, to tell it from others: the end of one that was made, and the whole of one that somebody gave. @param {string} id */
+export function shortRunId(id) {
+  return MADE_ID.test(id) ? id.slice(-6) : oneLine(id, 40);
+}
+
+/** Which processes a run is on: the name of the only one, or how many there are; "" if it has no name. @param {Record<string, any>} row */
+export function sourcesOf({ sources }) {
+  const names = Object.keys(sources ?? {}).filter(Boolean);
+  return names.length > 1 ? counted(names.length, "source") : oneLine(names[0] ?? "", 60);
+}
+
 const MAX_TAGS = 8;
 
 /** The tags that its owner gave a run, the first ones. @param {Record<string, any>} row @returns {string[]} */

@@ -1,7 +1,7 @@
 // Is it alive, is it learning? Figures, the curve, the wall, and what needs a look.
 
 import { html, memo, usePage, useKeys, useRef, useTicks, useTopics, useTopicsApart } from "../ui.js";
-import { counted, duration, fixed, mean, runName, tagsOf, when, whole } from "../format.js";
+import { counted, duration, fixed, mean, runName, sourcesOf, tagsOf, when, whole } from "../format.js";
 import { chipsOf, filterRows } from "../lists.js";
 import { chainKey } from "../store.js";
 import { oneLine, visible } from "../text.js";
@@ -317,5 +317,6 @@ const About = memo(function About() {
   return html`<dl>
     <dt>agent</dt><dd>${oneLine(String(row.agent ?? "–"), 200)}</dd><dt>model</dt><dd>${oneLine(String(row.model ?? "–"), 200)}</dd><dt>status</dt><dd>${row.status}</dd>
     <dt>started</dt><dd>${when(row.started_at)}</dd><dt>chains ended</dt><dd>${ended || "–"}</dd><dt>run</dt><dd>${row.run_id}</dd>
+    ${sourcesOf(row) && html`<dt>on</dt><dd>${sourcesOf(row)}</dd>`}
   </dl>`;
 });

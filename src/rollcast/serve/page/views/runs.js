@@ -1,7 +1,7 @@
 // The runs: a row for each, with its trainings' steps counted. A server of a folder of records lists its records.
 
 import { html, useEffect, usePage, useTopics } from "../ui.js";
-import { counted, duration, fixed, runName, tagsOf, when, whole } from "../format.js";
+import { counted, duration, fixed, runName, shortRunId, sourcesOf, tagsOf, when, whole } from "../format.js";
 import { formatRoute } from "../route.js";
 import { childrenOf, rootsOf, trainSteps } from "../training.js";
 import { oneLine } from "../text.js";
@@ -62,9 +62,9 @@ function Run({ row, figures }) {
   const { steps, chains, failed, reward } = figures;
   const { record } = row;
   const seconds = row.duration_s ?? (row.started_at && row.status === "running" ? Date.now() / 1000 - row.started_at : row.ended_at ? row.ended_at - row.started_at : null);
-  const where = record ? oneLine(record.name, 80) : `${oneLine(String(row.model ?? ""), 60)} · ${row.run_id.slice(-6)}`;
-  const sources = Object.keys(row.sources ?? {}).length;
-  const name = html`<b>${runName(row)}</b> <span class="muted small">${where}${sources > 1 ? ` · ${counted(sources, "source")}` : ""}</span>${tagsOf(row).map((tag) => html` <span class="pill">${tag}</span>`)}`;
+  const where = record ? oneLine(record.name, 80) : `${oneLine(String(row.model ?? ""), 60)} · ${shortRunId(row.run_id)}`;
+  const sources = sourcesOf(row);
+  const name = html`<b>${runName(row)}</b> <span class="muted small">${where}${sources && ` · ${sources}`}</span>${tagsOf(row).map((tag) => html` <span class="pill">${tag}</span>`)}`;
   const readable = !row.run_id.startsWith("record:");
   return html`<tr>
     <td>${readable ? html`<a href=${formatRoute({ view: "overview", run: row.run_id })}>${name}</a>` : name}${record?.damage && html` <span class="bad small">${oneLine(record.damage, 200)}</span>`}</td>
