@@ -251,6 +251,15 @@ def test_after_a_restart_the_record_tells_what_was_taken():
     assert other.take(link, 1, *RUN).events == []
 
 
+def test_after_a_restart_a_snapshot_is_not_taken_for_what_the_record_has():
+    """It has the text that nobody watched while the hub was away, although its `seq` is one that is recorded (seed 143)."""
+    play = Play(recorded={("r", "w"): 1}, acked={("w", "e1"): 1})
+    link, _ = play.connect()
+    told_again = event("chain_snapshot", 1, "chain_0", messages=[], content="text", tool_calls=[], as_of=1)
+    (kept,) = told(play.take(link, 2, told_again))
+    assert kept[0] == "chain_snapshot"
+
+
 def test_a_source_that_ends_with_its_leader():
     """Its part of the run is over, too."""
     play = Play()

@@ -67,7 +67,7 @@ class Scrutiny:
             is_new = run is None or event.chain_id not in run.chains or event.event_type is T.GAP
             if is_new or event.source != self._source.name or not 0 <= event.seq <= MOST_SEQ:
                 self._check_place(event)
-            if self._process.before and event.seq <= self._recorded.get((event.run_id, event.source), -1):
+            if self._is_recorded(event):
                 self._source.duplicates += 1
                 return None
             checked_event(event)
@@ -84,6 +84,12 @@ class Scrutiny:
         else:
             return event
         return None
+
+    def _is_recorded(self, event: StreamEvent) -> bool:
+        """Whether a hub that was restarted has it. A snapshot is not numbered: it has text that nobody watched meanwhile."""
+        if not self._process.before or event.event_type is T.CHAIN_SNAPSHOT:
+            return False
+        return event.seq <= self._recorded.get((event.run_id, event.source), -1)
 
     def _refuse(self, cause: str, sentence: str) -> None:
         self._source.refused[cause] += 1
