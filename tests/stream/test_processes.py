@@ -37,7 +37,7 @@ def test_a_manager_has_a_source_if_its_process_is_one_of_several(environ):
     assert StreamingManager().source.endswith("-rank3")
     assert StreamingManager(source="mine").source == "mine"
     environ.setenv("ROLLCAST_SOURCE", "trainer")
-    assert StreamingManager().source == "trainer"
+    assert StreamingManager().source == "trainer-rank3"
 
 
 async def test_the_first_run_of_a_process_is_its_part_of_the_shared_one(environ):
