@@ -101,8 +101,9 @@ async def test_a_process_that_ends_while_the_hub_is_away(here, tmp_path):
     assert await asyncio.to_thread(list_records, records) == []
 
 
-async def test_a_process_that_is_killed_while_the_hub_is_away(here, tmp_path):
-    """What it had recorded until then is handed over by the next process here."""
+@pytest.mark.parametrize("slowly", [False, True])
+async def test_a_process_that_is_killed_while_the_hub_is_away(here, slowly):
+    """What it had recorded until then is handed over by the next process here, which does not end before that."""
     hub = Hub()
     async with hub:
         pass
@@ -125,9 +126,11 @@ async def test_a_process_that_is_killed_while_the_hub_is_away(here, tmp_path):
     """
     killed = await asyncio.to_thread(here, script, ROLLCAST_HUB=hub.url, ROLLCAST_SOURCE="first")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
+    patient = "import rollcast.serve.producer as p\np.DRAIN_S = 60\n"
+    slow = "import rollcast.serve.handover as h\nh.PAUSE_S = 0.5\n" if slowly else ""
     async with hub:
-        await asyncio.to_thread(here, AGENT, ROLLCAST_HUB=hub.url, ROLLCAST_SOURCE="second")
-        await hub.until(lambda: hub.ended)
+        await asyncio.to_thread(here, patient + slow + AGENT, ROLLCAST_HUB=hub.url, ROLLCAST_SOURCE="second")
+        assert hub.ended
         types = hub.types("first")
         assert types[0] == "run_start"
         assert types.count("chain_end") >= 24

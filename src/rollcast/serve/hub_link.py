@@ -100,8 +100,14 @@ class HubLink:
         self._directory = directory
         self._owner = owner
         self._handing: HandOver | None = None
+        self._looked = False  # whether what others left was seen to since the hub greeted
         self._told_of_loss = False
         self._told_of_absence = False
+
+    @property
+    def is_handing_over(self) -> bool:
+        """Whether the hub is there, and what others left for it is on its way, or was not looked for yet."""
+        return self._session.welcomed and not self._looked
 
     def end_soon(self) -> None:
         """The process ends: do not wait long for the next try to connect."""
@@ -157,6 +163,7 @@ class HubLink:
 
     async def _connect_once(self) -> None:
         """Connect, and stay so until the connection ends, which raises."""
+        self._looked = False
         connection = await self._dialer.dial(self._session.hello(self._token, time.time()))
         tasks: list[asyncio.Task[None]] = []
         try:
@@ -243,6 +250,8 @@ class HubLink:
             while True:
                 for path in records_to_hand_over(self._directory, self._dialer.url):
                     await self._hand_over_one(path, connection)
+                self._looked = True
+                self._owner.heard()
                 await asyncio.sleep(LOOK_AGAIN_S)
 
     async def _hand_over_one(self, path: Path, connection: ClientConnection) -> None:

@@ -293,7 +293,8 @@ class HubProducer:
         self._take()
         link.end_soon()
         link.to_send.set()
-        return time.monotonic() >= self._end_by or link.refused is not None or self.is_up_to_date
+        is_done = self.is_up_to_date and not link.is_handing_over
+        return time.monotonic() >= self._end_by or link.refused is not None or is_done
 
     def _look(self) -> None:
         """Take what the observers put in, and have it seen to."""
