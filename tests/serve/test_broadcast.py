@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rollcast.records import EventFilter, GrammarChecker, StreamEvent, StreamEventType
@@ -753,6 +753,9 @@ class Watcher:
 
 @settings(max_examples=120, deadline=None)
 @given(STEPS, st.booleans())
+@example(
+    [("begin", 0), ("turn", 0), ("update", 1), ("start", 1)], False
+)  # the run ends, and nobody asked for that
 def test_whatever_happens_each_client_sees_each_chain_whole(steps, keeps):
     """Joins, cuts, returns, changed filters, full buffers, in any order: no text is missing and none comes twice."""
     assert (

@@ -76,14 +76,15 @@ class Opening:
 
         Args:
             window: what came.
-            gone: runs of which nothing is given: that they have ended is known, and their end does not come.
+            gone: runs that have ended, and whose end does not come. Nothing is given of those that had ended before the snapshots.
 
         Returns:
             False if the snapshots cover only half of an event, since chunks from before and after them were merged; then new
             snapshots are needed.
         """
+        over = set(gone) - {lane.run_id for lane in self.as_of}
         wanted = [
-            entry for entry in window if self.selector.wants(entry.place) and entry.place.run_id not in gone
+            entry for entry in window if self.selector.wants(entry.place) and entry.place.run_id not in over
         ]
         covered = [self._covers(entry) for entry in wanted]
         if None in covered:
