@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 
+import msgspec
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -396,6 +397,73 @@ async def test_a_gap_cuts_what_is_open(observer, traces, events):
         assert "rollcast.cut_short" not in resumed.attributes
     run = traces.one("invoke_workflow")
     assert [(e.name, e.attributes["rollcast.gap.dropped"]) for e in run.events] == [("rollcast.gap", 7)]
+    assert run.attributes["rollcast.run.status"] == "completed"
+    assert not observer._runs
+
+
+def of_source(source, event):
+    return msgspec.structs.replace(event, source=source)
+
+
+async def test_a_run_of_two_sources_ends_with_the_last_of_them(observer, traces, events):
+    """It is one span, with the figures of both parts; the first end cuts nothing of the other source."""
+    for source, event in [
+        ("a", events.run_start(1)),
+        ("b", events.run_start(2)),
+        ("a", events.start("chain_0")),
+        ("b", events.start("chain_1")),
+        ("a", events.end("chain_0")),
+        ("a", events.run_end(1)),
+    ]:
+        await observer.on_event(of_source(source, event))
+    assert not traces.of("invoke_workflow")
+    assert open_spans(observer) == 2
+    for event in (events.end("chain_1"), events.run_end(2, failed=1)):
+        await observer.on_event(of_source("b", event))
+    run = traces.one("invoke_workflow")
+    assert {child.attributes["rollcast.chain.id"] for child in traces.children(run)} == {"chain_0", "chain_1"}
+    assert not any("rollcast.cut_short" in span.attributes for span in traces.spans)
+    assert run.attributes["rollcast.run.chains"] == 3
+    assert run.attributes["rollcast.run.failed_chains"] == 1
+    assert not observer._runs
+
+
+async def test_a_source_that_is_lost_ends_its_part_of_a_run(observer, traces, events):
+    """Its chains are cut; the run ends with the other source, and its figures are unknown."""
+    for source, event in [
+        ("a", events.run_start(1)),
+        ("b", events.run_start(1)),
+        ("a", events.start("chain_0")),
+        ("b", events.start("chain_1")),
+        ("a", events("gap", from_seq=9, to_seq=9, dropped={}, reason="died", run_status="unknown")),
+        ("b", events.end("chain_1")),
+        ("b", events.run_end()),
+    ]:
+        await observer.on_event(of_source(source, event))
+    assert traces.one("invoke_agent", "chain_0").attributes["rollcast.cut_short"] == "gap"
+    assert "rollcast.cut_short" not in traces.one("invoke_agent", "chain_1").attributes
+    run = traces.one("invoke_workflow")
+    assert run.attributes["rollcast.run.status"] == "unknown"
+    assert "rollcast.run.completion_tokens" not in run.attributes
+    assert not observer._runs
+
+
+async def test_the_leader_of_a_run_tells_how_it_ended(observer, traces, events):
+    """A worker's end leaves the run open, and adds nothing to what its driver counts."""
+    worker = events.run_start(0)
+    worker.data["leader"] = "driver"
+    done = events.run_end(0)
+    done.data["leader"] = "driver"
+    for source, event in [
+        ("driver", events.run_start(2)),
+        ("worker", worker),
+        ("worker", done),
+    ]:
+        await observer.on_event(of_source(source, event))
+    assert not traces.spans
+    await observer.on_event(of_source("driver", events.run_end(2)))
+    run = traces.one("invoke_workflow")
+    assert run.attributes["rollcast.run.chains"] == 2
     assert run.attributes["rollcast.run.status"] == "completed"
     assert not observer._runs
 

@@ -30,6 +30,7 @@ from rollcast.observers.otel_spans import (
 )
 from rollcast.observers.otel_turns import TurnSpans
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
+from rollcast.records.lanes import summed_ends
 from rollcast.stream.observer import StreamObserver
 from rollcast.version import __version__
 
@@ -99,6 +100,9 @@ class OpenTelemetryStreamObserver(StreamObserver):
                 chain = self._open_chain(event, LATE)
             if chain is not None:
                 about_turn(self._runs[event.run_id], chain, event)
+        run = self._runs.get(event.run_id)
+        if run is not None:
+            self._note_source(run, event)
 
     async def on_chain_closed(self, run_id: str, chain_id: str) -> None:
         """End the chain's spans if the end was not seen."""
@@ -127,10 +131,12 @@ class OpenTelemetryStreamObserver(StreamObserver):
     # -- runs --------------------------------------------------------------------------------------------------------
 
     def _run_start(self, event: StreamEvent) -> None:
-        if (
-            "leader" not in event.data or event.run_id not in self._runs
-        ):  # a part of a run has no span of its own
+        """Open the run's span, or let a further source join it: a part of a run has no span of its own."""
+        run = self._runs.get(event.run_id)
+        if run is None or event.source in run.sources.names:  # a second start of one source was made by hand
             self._open_run(event, event.data)
+        elif "leader" not in event.data:
+            run.expect(event.data)
 
     def _open_run(self, event: StreamEvent, data: dict[str, Any] | None) -> OpenRun:
         """Open the run's span; `data` is None if the beginning was not seen."""
@@ -143,8 +149,6 @@ class OpenTelemetryStreamObserver(StreamObserver):
             {
                 "gen_ai.operation.name": "invoke_workflow",
                 "gen_ai.workflow.name": agent or None,
-                "rollcast.run.chains": about.get("chains"),
-                "rollcast.run.groups": about.get("groups"),
                 "rollcast.run.parent_id": about.get("parent_run_id"),
                 "rollcast.run.split": about.get("split"),
                 "rollcast.policy_version": about.get("policy_version"),
@@ -152,6 +156,8 @@ class OpenTelemetryStreamObserver(StreamObserver):
             },
         )
         run = OpenRun(span, context, agent, about.get("model", ""), about.get("backend", ""))
+        if data is not None:
+            run.expect(data)
         self._cut_run(event.run_id, "unseen")  # a second start, made by hand
         self._runs[event.run_id] = run
         if len(self._runs) > OPEN_RUNS:
@@ -159,22 +165,41 @@ class OpenTelemetryStreamObserver(StreamObserver):
         return run
 
     def _run_end(self, event: StreamEvent) -> None:
-        if "leader" in event.data:
+        run = self._runs.get(event.run_id)
+        if run is not None and "leader" not in event.data:  # else its leader counts its chains
+            run.ends.append(event.data)
+
+    def _note_source(self, run: OpenRun, event: StreamEvent) -> None:
+        """Cut the chains of the sources whose part ends with this event, and end the run once all parts have ended."""
+        ended = run.sources.note(event)
+        if not ended:
             return
-        run = self._runs.pop(event.run_id, None)
-        if run is None:
-            return
+        for chain_id, chain in list(run.chains.items()):
+            if chain.view.source in ended:
+                self._spans.cut(run.chains.pop(chain_id), "unseen", nanoseconds(event))
+        if event.event_type is T.GAP and not run.sources.is_led(event.source):
+            run.lost = True
+        if run.sources.over and (run.ends or run.lost):
+            self._end_run(event)
+
+    def _end_run(self, event: StreamEvent) -> None:
+        """End the run's span. If the end of a part was lost, its totals are unknown."""
+        run = self._runs.pop(event.run_id)
         for chain in run.chains.values():
             self._spans.cut(chain, "unseen", nanoseconds(event))
-        data = event.data
-        attributes = {
-            "rollcast.run.status": data["status"],
-            "rollcast.run.failed_chains": data["failed"],
-            "rollcast.run.completion_tokens": data["completion_tokens"],
-            "rollcast.run.mean_reward": data["mean_reward"],
-        }
+        status = run.sources.status
+        attributes: dict[str, Any] = {"rollcast.run.status": status}
+        if run.lost:
+            attributes["rollcast.cut_short"] = "gap"
+        else:
+            data = summed_ends(run.ends)
+            attributes |= {
+                "rollcast.run.failed_chains": data["failed"],
+                "rollcast.run.completion_tokens": data["completion_tokens"],
+                "rollcast.run.mean_reward": data["mean_reward"],
+            }
         self._spans.end(
-            run.span, nanoseconds(event), attributes, run.error_type if data["status"] == "failed" else None
+            run.span, nanoseconds(event), attributes, run.error_type if status == "failed" else None
         )
 
     # -- chains ------------------------------------------------------------------------------------------------------
@@ -285,12 +310,12 @@ class OpenTelemetryStreamObserver(StreamObserver):
         (run if chain is None else chain).span.add_event("exception", attributes, nanoseconds(event))
 
     def _gap(self, event: StreamEvent) -> None:
-        """Cut all open chains of the run, since they may have ended in the gap. Those that have not come back as snapshots."""
+        """Cut the source's open chains, since they may have ended in the gap. Those that have not come back as snapshots."""
         run = self._runs.get(event.run_id)
         if run is None:
             return
-        for chain in run.chains.values():
-            self._spans.cut(chain, "gap", nanoseconds(event))
-        run.chains.clear()
+        for chain_id, chain in list(run.chains.items()):
+            if event.source in ("", chain.view.source):
+                self._spans.cut(run.chains.pop(chain_id), "gap", nanoseconds(event))
         dropped = sum((event.data["dropped"] or {}).values())
         run.span.add_event("rollcast.gap", {"rollcast.gap.dropped": dropped}, nanoseconds(event))

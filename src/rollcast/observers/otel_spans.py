@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rollcast.records import StreamEvent
+from rollcast.records.lanes import RunSources
 from rollcast.records.view import ChainView
 
 if TYPE_CHECKING:
@@ -64,7 +65,13 @@ class OpenChain:
 
 @dataclass(eq=False)
 class OpenRun:
-    """A run's span, the values that its children repeat, and its open chains."""
+    """A run's span, the values that its children repeat, and its open chains.
+
+    Attributes:
+        sources: the processes of the run, and which of them have ended their part.
+        ends: the `data` of the `run_end`s of its parts, except of those that a leader counts.
+        lost: the end of a part was lost, and no leader counts its chains; a `gap` stands for it.
+    """
 
     span: Span
     context: Context
@@ -74,6 +81,17 @@ class OpenRun:
     tools: set[str] = field(default_factory=set)
     chains: dict[str, OpenChain] = field(default_factory=dict)
     error_type: str = OTHER
+    sources: RunSources = field(default_factory=RunSources)
+    ends: list[dict[str, Any]] = field(default_factory=list)
+    lost: bool = False
+    expected: dict[str, int] = field(default_factory=dict)  # `chains` and `groups` of its parts
+
+    def expect(self, start: dict[str, Any]) -> None:
+        """Add to its span how many chains and groups a part begins with, if its `run_start` says so."""
+        for name in ("chains", "groups"):
+            if start.get(name) is not None:
+                self.expected[name] = self.expected.get(name, 0) + start[name]
+                self.span.set_attribute(f"rollcast.run.{name}", self.expected[name])
 
     @property
     def provider(self) -> str:
