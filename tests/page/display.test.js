@@ -8,7 +8,7 @@ import { callProbability, segmentsOf } from "../../src/rollcast/serve/page/segme
 import { Store } from "../../src/rollcast/serve/page/store.js";
 import { TimeLine } from "../../src/rollcast/serve/page/time_line.js";
 import { evaluationsOf, latestRun, rolloutOf, rolloutsOf, rootsOf, trainSteps, allRuns } from "../../src/rollcast/serve/page/training.js";
-import { duration, fixed, odds, runName, shortRunId, signed, sourcesOf } from "../../src/rollcast/serve/page/format.js";
+import { duration, fixed, odds, runName, shortRunId, signed, sourceBeside, sourcesOf } from "../../src/rollcast/serve/page/format.js";
 
 const textsOf = (pieces) => pieces.map((piece) => [piece.text, piece.ids.length]);
 
@@ -159,6 +159,14 @@ test("a run is told from others by the end of an id that was made, or by the who
   assert.equal(shortRunId("nightly-eval"), "nightly-eval");
   assert.equal(shortRunId("x".repeat(300)).length, 40);
   assert.equal(shortRunId("a\u202eb"), "a\\u202eb");
+});
+
+test("a chain whose id ends with its source does not name it again", () => {
+  assert.equal(sourceBeside("chain_0@alpha", "alpha"), "");
+  assert.equal(sourceBeside("chain_0", "alpha"), "alpha");
+  assert.equal(sourceBeside("chain_0@beta", "eta"), "eta");
+  assert.equal(sourceBeside("chain_0", ""), "");
+  assert.equal(sourceBeside("chain_0", undefined), "");
 });
 
 test("a run says which process it is on, or on how many", () => {

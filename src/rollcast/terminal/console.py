@@ -414,7 +414,7 @@ class ConsoleStreamObserver(StreamObserver):
             run.ended.discard(chain_id)
             run.unsure.discard(chain_id)
             run.chains[chain_id] = chain
-            attached.printer.widen_labels(chain_id)
+            attached.printer.widen_labels(chain_id, event.source)
             attached.chain_opened(chain, again=again)
         chain.source = event.source
         return chain

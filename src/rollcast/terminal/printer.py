@@ -107,9 +107,12 @@ class Printer:
             [*row, *self.rows.line(f"{self.glyphs.call} {names}", 60, "dim"), more] if names else [*row, more]
         )
 
-    def widen_labels(self, chain_id: str) -> None:
-        """Leave room for this id in every prefix from now on."""
-        cells = self._label(chain_id)[1]
+    def widen_labels(self, chain_id: str, source: str = "") -> None:
+        """Leave room for this id in every prefix from now on, and for the source that it ends with."""
+        if _without_source(chain_id, source) != chain_id:  # other processes take part in the run
+            self._source_chars = max(self._source_chars, len(source[-_SOURCE_CHARS:]))
+            self.measure()
+        cells = self._label(self._shown_id(chain_id, source))[1]
         if cells > self.output.label_cells:
             self.output.label_cells = cells
             self.measure()
@@ -213,18 +216,25 @@ class Printer:
         if output.several_runs and (self.width is None or self.width >= _NARROW):
             run = _short_run(run_id if chain is None else chain.run_id)
             row += [*self.rows.line(f"{run:<4}", 4, "dim"), (" " * (5 - len(run)), "")]
-        if self._source_chars and (self.width is None or self.width >= _WIDE):
+        if self._names_sources():
             name = (source if chain is None else chain.source)[-_SOURCE_CHARS:]
             row += [
                 *self.rows.line(name, _SOURCE_CHARS, "dim"),
                 (" " * (self._source_chars - len(name) + 1), ""),
             ]
-        label, cells = self._label(chain.chain_id if chain is not None else "run")
+        label, cells = self._label("run" if chain is None else self._shown_id(chain.chain_id, chain.source))
         style = "dim" if chain is None else chain.style
         pad = " " * (output.label_cells - cells) if not self._is_narrow() else ""
         row += [(text, style if kind != "escape" else kind) for text, kind in label]
         row.append((f"{pad} {self.glyphs.bar} ", style))
         return row
+
+    def _names_sources(self) -> bool:
+        return self._source_chars > 0 and (self.width is None or self.width >= _WIDE)
+
+    def _shown_id(self, chain_id: str, source: str) -> str:
+        """The chain's id, without the source if that stands before it."""
+        return _without_source(chain_id, source) if self._names_sources() else chain_id
 
     def _label(self, chain_id: str) -> tuple[Row, int]:
         """The chain's label, and its width in cells. This is called for every line."""
@@ -250,6 +260,11 @@ class Printer:
         except (OverflowError, ValueError, OSError):  # an impossible time in a user-made event
             return "--:--:--.---"
         return f"{self._second[1]}.{millis:03d}"
+
+
+def _without_source(chain_id: str, source: str) -> str:
+    """The id without the source that it ends with, as in `chain_0@host-rank1`."""
+    return (chain_id.removesuffix(f"@{source}") or chain_id) if source else chain_id
 
 
 def _short_run(run_id: str) -> str:

@@ -553,6 +553,22 @@ async def test_several_sources_of_a_run_are_named_and_the_run_ends_once(printed)
     assert lines[-1].strip("─ ") == "completed · 2 chains · mean reward 1 · 2 tokens · 1.00 s · 2 tokens/s"
 
 
+async def test_a_chain_whose_id_ends_with_its_source_names_it_once(printed):
+    """Before the id; and from the first source on, since such an id says that there are others."""
+    one = part_of_run("r", "alpha", ["chain_0@alpha"], words=("four\n",))
+    two = part_of_run("r", "beta", ["chain_0@beta", "mine"], words=("five\n",))
+    lines = await printed([one[0], *one[1:4], two[0], *two[1:], *one[4:]])
+    assert "alpha chain_0 │ four" in lines
+    assert "beta  chain_0 │ five" in lines
+    assert "beta  mine    │ five" in lines
+
+
+async def test_a_narrow_terminal_shows_the_whole_id(printed):
+    """There is no room for the source before it."""
+    lines = await printed(part_of_run("r", "alpha", ["chain_0@alpha"], words=("four\n",)), width=50)
+    assert "chain_0@alpha │ four" in lines
+
+
 async def test_one_source_is_not_named(printed):
     """Whatever its name: there is nothing to tell apart."""
     lines = await printed(part_of_run("r", "host-rank0", ["chain_0"]))

@@ -90,6 +90,11 @@ export function sourcesOf({ sources }) {
   return names.length > 1 ? counted(names.length, "source") : oneLine(names[0] ?? "", 60);
 }
 
+/** The source as it stands beside a chain's id; "" if the id ends with it already, as `chain_0@gpu-7` does. @param {string} chainId @param {string | null | undefined} source */
+export function sourceBeside(chainId, source) {
+  return !source || chainId.endsWith(`@${source}`) ? "" : oneLine(source, 80);
+}
+
 const MAX_TAGS = 8;
 
 /** The tags that its owner gave a run, the first ones. @param {Record<string, any>} row @returns {string[]} */

@@ -1,7 +1,7 @@
 // What exactly happened in one chain: the transcript as it is written, and the facts beside it.
 
 import { html, useChains, useEffect, useFollowed, useKeys, useNodes, usePage, useRef, useState, useTicks, useTopics, useTopicsFor } from "../ui.js";
-import { counted, duration, fixed, odds, signed, whole } from "../format.js";
+import { counted, duration, fixed, odds, signed, sourceBeside, whole } from "../format.js";
 import { compareIds } from "../group.js";
 import { neighbour } from "../lists.js";
 import { piecesOf } from "../pieces.js";
@@ -166,9 +166,9 @@ function Heading({ group, siblings, turns, jump, following, open }) {
   const view = rollout === null ? undefined : store.chain(rollout, chain);
   const kept = route.query.step ? { step: route.query.step } : {};
   const last = turns.at(-1);
-  const source = view?.source || row?.source;
+  const source = sourceBeside(chain, view?.source || row?.source);
   return html`<div class="title"><div><h1><bdi>${oneLine(chain, 80)}</bdi></h1><p class="muted">${group !== null && html`<a class="link-button" href=${to({ view: "group", group, query: kept })}><bdi>${oneLine(group, 80)}</bdi></a>`}
-    ${typeof row?.train_step === "number" ? ` · step ${row.train_step}` : ""}${row?.index !== null && row?.index !== undefined && siblings > 1 ? ` · ${row.index + 1} of ${siblings}` : ""}${fact(view?.fields.policy_version ?? row?.policy_last, " · policy ")}${source ? html` · <bdi>${oneLine(source, 80)}</bdi>` : ""}</p></div>
+    ${typeof row?.train_step === "number" ? ` · step ${row.train_step}` : ""}${row?.index !== null && row?.index !== undefined && siblings > 1 ? ` · ${row.index + 1} of ${siblings}` : ""}${fact(view?.fields.policy_version ?? row?.policy_last, " · policy ")}${source && html` · <bdi>${source}</bdi>`}</p></div>
     ${turns.length > MANY_TURNS && last && html`<${GoToTurn} count=${turns.length} last=${numberOf(last, turns)} jump=${jump} />`}
     <span class="muted small wide-only"><kbd>j</kbd> <kbd>k</kbd> next, previous · <kbd>h</kbd> <kbd>l</kbd> turns · <kbd>g</kbd> group · <kbd>f</kbd> ${open ? (following ? "stop following" : "follow") : "end"}</span></div>`;
 }

@@ -1,7 +1,7 @@
 // All chains of a run in a list that can be sorted and filtered. Only the rows on screen are drawn.
 
 import { html, useEffect, useKeys, useLayoutEffect, usePage, useRef, useState, useTopics } from "../ui.js";
-import { counted, duration, fixed, signed, whole } from "../format.js";
+import { counted, duration, fixed, signed, sourceBeside, whole } from "../format.js";
 import { chipsOf, filterRows, haveSeveralSources, sortRows, windowOf } from "../lists.js";
 import { oneLine, visible } from "../text.js";
 import { addressOf, childrenOf, runRow } from "../training.js";
@@ -143,9 +143,10 @@ function ChainRow({ row, index, top, current, scale, training, narrow, sourced, 
   const base = addressOf(runs, row.run_id);
   const seconds = row.duration_s ?? (row.state === "running" && typeof row.started_at === "number" && typeof row.last_event_at === "number" ? row.last_event_at - row.started_at : null);
   const several = training && (route.query.step === undefined);
+  const beside = sourced && sourceBeside(row.chain_id, row.source);
   /** @type {[string, unknown][]} */
   const cells = [
-    ["chain_id", html`<a data-row href=${to({ ...base, view: "chain", chain: row.chain_id })} onFocus=${focused}>${oneLine(row.chain_id, 60)}</a>${sourced && html` <span class="muted small">${oneLine(row.source ?? "", 60)}</span>`}`],
+    ["chain_id", html`<a data-row href=${to({ ...base, view: "chain", chain: row.chain_id })} onFocus=${focused}>${oneLine(row.chain_id, 60)}</a>${beside && html` <span class="muted small">${beside}</span>`}`],
     ["state", html`<i class=${`cell ${name}`} style=${name === "" ? { "--r": `${Math.round((level ?? 0) * 100)}%` } : undefined} aria-hidden="true"></i>${tools ? `in ${oneLine(tools, 40)}` : oneLine(words, 30)}`],
     ["reward", row.reward === null || row.reward === undefined ? html`<span class="muted">–</span>` : fixed(row.reward)],
     ["advantage", row.advantage === null || row.advantage === undefined ? html`<span class="muted">–</span>` : signed(row.advantage)],
