@@ -70,12 +70,50 @@ async def test_a_command_leaves_recording_to_the_hub(here, tmp_path):
     asking = command.replace('"--seed"', '"--record", "turns", "--seed"')
     async with Hub() as hub:
         plain = await asyncio.to_thread(here, command, ROLLCAST_HUB=hub.url, ROLLCAST_SOURCE="plain")
-        assert (plain.returncode, plain.stderr) == (0, "")
+        assert (plain.returncode, plain.stderr) == (0, f"published to {hub.url} as plain\n")
         assert not (tmp_path / "rollcast-runs").exists()
         asked = await asyncio.to_thread(here, asking, ROLLCAST_HUB=hub.url, ROLLCAST_SOURCE="asked")
         assert "recorded: " in asked.stderr
+        assert asked.stderr.endswith(f"published to {hub.url} as asked\n")
         assert len(await asyncio.to_thread(list_records, tmp_path / "rollcast-runs")) == 1
         assert hub.types("plain")[-1] == hub.types("asked")[-1] == "run_end"
+
+
+async def test_a_command_that_reaches_no_hub_does_not_say_that_it_published(here):
+    """It says that the hub cannot be reached, and where the events are."""
+    command = """
+        import sys
+        import rollcast.serve.producer as p
+        from rollcast.cli import main
+        p.DRAIN_S = 0.5
+        sys.argv = ["rollcast", "run", "--questions", "1", "--chains", "1", "--seed", "1"]
+        main()
+    """
+    hub = Hub()
+    async with hub:
+        pass
+    done = await asyncio.to_thread(here, command, ROLLCAST_HUB=hub.url, ROLLCAST_HUB_TOKEN="shibboleth")
+    assert done.returncode == 0
+    assert "cannot be reached" in done.stderr
+    assert "published to" not in done.stderr
+    assert "shibboleth" not in done.stdout + done.stderr
+
+
+async def test_a_training_says_where_it_published(here):
+    """At its end, with the name of this process, and without the token."""
+    command = """
+        import sys
+        from rollcast.cli import main
+        sys.argv = ["rollcast", "train", "--steps", "1", "--out", "trained"]
+        main()
+    """
+    async with Hub() as hub:
+        done = await asyncio.to_thread(
+            here, command, ROLLCAST_HUB=hub.url, ROLLCAST_SOURCE="trainer", ROLLCAST_HUB_TOKEN="secret"
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.endswith(f"published to {hub.url} as trainer\n")
+        assert "secret" not in done.stdout + done.stderr
 
 
 async def test_a_process_that_ends_while_the_hub_is_away(here, tmp_path):

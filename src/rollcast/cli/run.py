@@ -15,6 +15,7 @@ import msgspec
 
 from rollcast.cli.alert import alert_to
 from rollcast.cli.exit_codes import SIGNALLED, UNREAD
+from rollcast.cli.last_lines import LastLines
 from rollcast.cli.load import backend_options, load_agent_or_task, load_rows
 from rollcast.cli.log import log_at, log_line
 from rollcast.cli.on_ray import workers_for
@@ -121,7 +122,7 @@ def run_command(options: RunOptions) -> int:
         )
     name = options.recording.name or _name(agent, options)
     run = _prepared(agent, task, rows, options, name, workers)
-    record = _record(agent, options, name)
+    last_lines = LastLines(_record(agent, options, name), agent.streaming_manager)
     if log is not None:
         log.open()
     out = Output(sys.stderr if lines_to_stdout else sys.stdout, color=options.color)
@@ -138,11 +139,9 @@ def run_command(options: RunOptions) -> int:
             _execute(agent, run, workers, server, readers, sum_up, options.serving)
         )
     except (RollcastError, KeyboardInterrupt) as error:
-        if record is not None:
-            record.say_of_failure(error)
+        last_lines.say_of_failure(error)
         raise
-    if record is not None:
-        record.finish()
+    last_lines.finish()
     if signals:
         return SIGNALLED + signals[0]
     if out.unread or (log is not None and log.unread):

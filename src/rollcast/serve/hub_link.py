@@ -109,6 +109,11 @@ class HubLink:
         """Whether the hub is there, and what others left for it is on its way, or was not looked for yet."""
         return self._session.welcomed and not self._looked
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the hub could not be reached, and is not back."""
+        return self._told_of_absence and not self._session.welcomed
+
     def end_soon(self) -> None:
         """The process ends: do not wait long for the next try to connect."""
         if not self.ending:

@@ -155,6 +155,26 @@ class HubProducer:
         return None if self.link is None else self.link.refused
 
     @property
+    def url(self) -> str:
+        """The address of the hub."""
+        return self._dialer.url
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it has begun to connect."""
+        return self._thread is not None
+
+    @property
+    def away(self) -> bool:
+        """Whether the last try to reach the hub failed."""
+        return self.link is not None and self.link.is_away
+
+    @property
+    def has_delivered(self) -> bool:
+        """Whether the hub has acknowledged something."""
+        return self._outbox.acked > 0
+
+    @property
     def is_up_to_date(self) -> bool:
         """Whether the hub has everything that was put in."""
         return not self._inbox and self._backlog.is_empty

@@ -16,10 +16,11 @@ import msgspec
 
 from rollcast.cli.alert import alert_to
 from rollcast.cli.exit_codes import SIGNALLED, UNREAD
+from rollcast.cli.last_lines import LastLines
 from rollcast.cli.load import load_agent
 from rollcast.cli.log import log_at, log_line
 from rollcast.cli.on_ray import workers_for
-from rollcast.cli.recording import RunRecord, name_of_agent, record_for, record_to_go_on_from
+from rollcast.cli.recording import name_of_agent, record_for, record_to_go_on_from
 from rollcast.cli.serving import Serving, keep_serving, say_links, server_at, watching
 from rollcast.cli.signals import ending_on_signals
 from rollcast.cli.standard_error import warn
@@ -105,7 +106,7 @@ def train_command(line: dict[str, Any], config: str | None = None) -> int:
         session = _Session(
             agent, settings, serving, (folder, place, recording.begun_in), scalars, log, name, workers
         )
-        return _trained(session, task, grpo, server, record)
+        return _trained(session, task, grpo, server, LastLines(record, agent.streaming_manager))
 
 
 def _recorded(settings: TrainSettings) -> dict[str, Any]:
@@ -125,7 +126,7 @@ def _trained(
     task: Task,
     grpo: GRPOConfig,
     server: WebSocketStreamingServer | None,
-    record: RunRecord | None,
+    last_lines: LastLines,
 ) -> int:
     """Train, and return the exit code."""
     settings, out = session.settings, session.out
@@ -141,16 +142,13 @@ def _trained(
     except (RollcastError, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt) and settings.trainer == "trl":
             # A thread is inside torch, which aborts if the interpreter exits meanwhile.
-            if record is not None:
-                record.say()
+            last_lines.say()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(SIGNALLED + signal.SIGINT)
-        if record is not None:
-            record.say_of_failure(error)
+        last_lines.say_of_failure(error)
         raise
-    if record is not None:
-        record.finish()
+    last_lines.finish()
     if signals:
         return SIGNALLED + signals[0]
     return UNREAD if session.unread else 0
