@@ -95,6 +95,9 @@ export class Feed {
     this.runsAnswered = false; // whether it is known which runs there are
     /** @type {string | null} the run whose record has told its runs, of a folder of records */
     this.toldOf = null;
+    /** @type {{rows: Record<string, any>[], at: number} | null} the producers of a hub, and when it told them */
+    this.sources = null;
+    this.sourcesOpen = false; // whether they are being asked for
     /** @type {string[]} what the server can do, from its `welcome` */
     this.features = [];
     /** @type {string | null} with a folder of records: a run of the record that is shown */
@@ -201,6 +204,29 @@ export class Feed {
 
   subscribeToRuns() {
     this.line.subscribe("runs", { types: RUN_TYPES }, this.opened === null ? {} : { ofRun: this.opened });
+  }
+
+  /** Whether producers connect to the server. */
+  get isHub() {
+    return this.features.includes("hub");
+  }
+
+  /** Ask a hub for its producers, unless the last answer is still to come. */
+  askSources() {
+    if (this.sourcesOpen) return;
+    this.sourcesOpen = true;
+    /** @type {Record<string, any>[]} */
+    let found = [];
+    const onRows = (/** @type {Record<string, any>[]} */ rows, /** @type {boolean} */ anew) => {
+      found = anew ? rows : [...found, ...rows];
+    };
+    const onEnd = (/** @type {boolean} */ complete) => {
+      this.sourcesOpen = false;
+      if (!complete) return;
+      this.sources = { rows: found, at: this.line.session.now() };
+      this.store.sessionChanged();
+    };
+    this.ask({ what: "sources" }, onRows, "producers", onEnd);
   }
 
   /** Whether the server has a folder of records: its runs are those of one record once that is opened. */

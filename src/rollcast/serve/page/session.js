@@ -15,7 +15,7 @@ import { Losses } from "./losses.js";
 /** @typedef {{run_id: string, parent_run_id: string | null, status: string, chains: number}} RunInfo */
 
 /**
- * @typedef {{what: "runs" | "chains" | "chain" | "steps", run?: string, chain?: string, filter?: Record<string, any>, sort?: string,
+ * @typedef {{what: "runs" | "chains" | "chain" | "steps" | "sources", run?: string, chain?: string, filter?: Record<string, any>, sort?: string,
  *   after?: string, limit?: number, watch?: boolean, recorded?: boolean}} Query
  */
 

@@ -1,6 +1,6 @@
 // All chains of a run in a list that can be sorted and filtered. Only the rows on screen are drawn.
 
-import { html, useEffect, useKeys, useLayoutEffect, usePage, useRef, useState, useTopics } from "../ui.js";
+import { html, useEffect, useKeys, useLayoutEffect, usePage, useRef, useState, useTicks, useTopics } from "../ui.js";
 import { counted, duration, fixed, signed, sourceBeside, whole } from "../format.js";
 import { chipsOf, filterRows, haveSeveralSources, sortRows, windowOf } from "../lists.js";
 import { oneLine, visible } from "../text.js";
@@ -132,6 +132,14 @@ function keyOf(row) {
   return `${row.run_id}\n${row.chain_id}`;
 }
 
+/** How long a chain has been running. Its row does not change while it writes. @param {{row: Row}} props */
+function SoFar({ row }) {
+  const { store } = usePage();
+  useTicks(1000);
+  const { started_at: begin, last_event_at: last } = row;
+  return typeof begin === "number" ? duration(Math.max(store.now, last ?? 0) - begin) : "–";
+}
+
 /** @param {{row: Row, index: number, top: number, current: boolean, scale: import("../wall.js").RewardScale, training: boolean, narrow: boolean, sourced: boolean, focused: () => void}} props `sourced`: whether the row says which process it is of */
 function ChainRow({ row, index, top, current, scale, training, narrow, sourced, focused }) {
   const { to, route, runs } = usePage();
@@ -141,7 +149,6 @@ function ChainRow({ row, index, top, current, scale, training, narrow, sourced, 
   const words = state === "ended" ? String(row.finish_reason ?? "over").replaceAll("_", " ") : (STATE_WORDS[state] ?? state);
   const tools = row.state === "running" && state === "tool" ? (row.open_tools ?? []).map(visible).join(", ") : "";
   const base = addressOf(runs, row.run_id);
-  const seconds = row.duration_s ?? (row.state === "running" && typeof row.started_at === "number" && typeof row.last_event_at === "number" ? row.last_event_at - row.started_at : null);
   const several = training && (route.query.step === undefined);
   const beside = sourced && sourceBeside(row.chain_id, row.source);
   /** @type {[string, unknown][]} */
@@ -154,7 +161,7 @@ function ChainRow({ row, index, top, current, scale, training, narrow, sourced, 
     ["steps", narrow ? counted(row.steps ?? row.step ?? 0, "turn") : whole(row.steps ?? row.step)],
     ["completion_tokens", narrow ? counted(row.completion_tokens ?? 0, "token") : whole(row.completion_tokens)],
     ["calls_failed", html`${whole(row.calls)}${row.calls_failed ? html` <span class="bad">✕ ${whole(row.calls_failed)}</span>` : ""}`],
-    ["duration_s", duration(seconds)],
+    ["duration_s", row.state === "running" ? html`<${SoFar} row=${row} />` : duration(row.duration_s)],
     ["policy_last", typeof row.policy_last === "number" ? (row.policy_first !== row.policy_last && typeof row.policy_first === "number" ? `${row.policy_first}–${row.policy_last}` : String(row.policy_last)) : "–"],
   ];
   return html`<div class="chain-row" role="row" aria-rowindex=${index + 2} style=${{ top: `${top}px` }} data-current=${current || undefined}>

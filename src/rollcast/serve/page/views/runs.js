@@ -1,10 +1,11 @@
 // The runs: a row for each, with its trainings' steps counted. A server of a folder of records lists its records.
 
-import { html, useEffect, usePage, useTopics } from "../ui.js";
+import { html, useEffect, usePage, useTicks, useTopics } from "../ui.js";
 import { counted, duration, fixed, runName, shortRunId, sourcesOf, tagsOf, when, whole } from "../format.js";
 import { formatRoute } from "../route.js";
 import { childrenOf, rootsOf, trainSteps } from "../training.js";
 import { oneLine } from "../text.js";
+import { Producers } from "./producers.js";
 
 /** @typedef {import("../training.js").RunRow} RunRow */
 
@@ -21,17 +22,26 @@ export function RunsPage() {
     return () => clearInterval(timer);
   }, [feed, folder]);
   const rows = rootsOf(runs).filter((row) => !folder || row.record);
+  useTicks(1000, rows.some((row) => row.status === "running")); // its duration goes on
   const what = folder ? `${counted(rows.length, "record")} in this folder` : `${whole(rows.length)} known to this server`;
   const more = rows.length > MAX_ROWS ? `; the first ${whole(MAX_ROWS)} are shown` : "";
   return html`<div class="title"><div><h1>Runs</h1><p class="muted">${what}, the newest first${more}</p></div></div>
+    <${Producers} />
     <section class="panel scroll-x" tabindex="0" aria-label="List of runs">
       ${rows.length
         ? html`<table class="runs">
             <thead><tr><th scope="col">run</th><th scope="col">status</th><th scope="col">started</th><th scope="col">duration</th><th scope="col">steps</th><th scope="col">chains</th><th scope="col">failed</th><th scope="col">mean reward</th></tr></thead>
             <tbody>${rows.slice(0, MAX_ROWS).map((row) => html`<${Run} key=${row.run_id} row=${row} figures=${figuresOf(row, runs, store)} />`)}</tbody>
           </table>`
-        : html`<p class="empty">${feed.line.session.state.word === "connected" ? "There is no run yet. This page shows it as soon as one begins." : "Asking which runs there are …"}</p>`}
+        : html`<${NoRuns} />`}
     </section>`;
+}
+
+/** What stands in place of the list while it is empty. */
+function NoRuns() {
+  const { feed } = usePage();
+  useTopics("session");
+  return html`<p class="empty">${feed.line.session.state.word === "connected" ? "There is no run yet. This page shows it as soon as one begins." : "Asking which runs there are …"}</p>`;
 }
 
 /**

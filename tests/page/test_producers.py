@@ -1,0 +1,112 @@
+"""The page at a hub: who publishes to it, and how long chains last that nobody watches."""
+
+import asyncio
+import contextlib
+import re
+import time
+
+import pytest
+
+from fleet.by_hand import TOKEN, chain, end, event, producing, start
+from page.browser import audit, needs_chromium, see, until
+from page.staged_runs import StagedRuns
+from rollcast.fleet.hub import Hub
+from rollcast.serve import ServerSettings, Token, WebSocketStreamingServer
+from rollcast.stream import StreamingManager
+
+pytestmark = needs_chromium
+
+
+class StagedHub(StagedRuns):
+    """A hub in a thread of its own, to which producers connect that are written by hand."""
+
+    async def _open(self, token, port, record, parent, settings):
+        self.manager = StreamingManager(publish=False)
+        tokens = (Token(TOKEN, ("read", "publish")),)
+        self.server = WebSocketStreamingServer(
+            "127.0.0.1", port, settings=ServerSettings(tokens=tokens, **settings)
+        )
+        self.goes_on = asyncio.Event()
+        self.tasks = []
+        self.hub = await Hub(self.server, self.manager).start()
+
+    def close(self):
+        self.call(self.hub.aclose())
+        super().close()
+
+    @contextlib.contextmanager
+    def producer(self, source, *events, **hello):
+        """A producer that publishes these events, and is connected until the end of the block."""
+        ready, done = asyncio.Event(), asyncio.Event()
+
+        async def live():
+            async with producing(self.server.url, source, **hello) as talk:
+                await talk.publish(1, *events)
+                await talk.acked(len(events))
+                ready.set()
+                await done.wait()
+
+        self.begin(live())
+        self.call(ready.wait())
+        yield
+        self.loop.call_soon_threadsafe(done.set)
+        self.call(asyncio.wait_for(self._left(source), 20))
+
+    async def _left(self, source):
+        while self.hub.intake.is_connected(source):
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def stage():
+    stage = StagedHub()
+    yield stage
+    stage.close()
+
+
+def of_run(source, run):
+    """Makes the events of a run of this source."""
+    return {"run": run, "source": source}
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 1440), ("dark", 360)])
+def test_the_runs_of_a_hub_say_who_publishes(stage, tab, theme, width):
+    """Who is silent and for how long, whose clock is wrong, what was refused; axe finds nothing."""
+    lost, late, over = (of_run(f"gpu-{n}", f"run-{n}") for n in (1, 2, 3))
+    with stage.producer("gpu-3", start(**over), end(1, **over)):
+        pass
+    with stage.producer("gpu-1", start(**lost), chain(1, "chain_0", **lost)):
+        pass
+    unknown = event("run_start", 7, run="run-9", source="someone-else")
+    with stage.producer("gpu-2", start(**late), unknown, time=time.time() + 600):
+        page = tab(theme=theme, width=width).open(f"{stage.url}#token={TOKEN}&to=/runs")
+        see(page, ".producers summary", "1 connected, 1 silent, 1 ended")
+        see(page, ".producers tr", "gpu-1").get_by_text("silent for").wait_for()
+        row = see(page, ".producers tr", "gpu-2")
+        assert "10 min" in row.inner_text()
+        assert "ahead" in row.inner_text()
+        assert row.locator("[data-name=refused] .bad").inner_text() == "1"
+        assert "ended" in see(page, ".producers tr", "gpu-3").inner_text()
+        audit(page, "producers")
+    see(page, ".producers summary", "2 silent, 1 ended")
+
+
+def test_the_duration_of_a_chain_goes_on_that_nobody_watches(stage, tab):
+    """Its row does not change while it writes; the clock does."""
+    place = of_run("gpu-1", "run-1")
+    with stage.producer("gpu-1", start(**place), chain(1, "chain_0", **place)):
+        page = tab().open(f"{stage.url}#token={TOKEN}&to=/run/run-1/chains")
+        before = see(page, ".chain-rows .of-duration_s", re.compile(r"\d s$")).inner_text()
+        shown = "document.querySelector('.chain-rows .of-duration_s').innerText"
+        until(page, f"parseFloat({shown}) >= parseFloat('{before}') + 1")
+
+
+def test_a_server_that_is_no_hub_shows_no_producers(tab):
+    """It is not asked for any."""
+    stage = StagedRuns()
+    try:
+        page = tab().open(f"{stage.url}#/runs")
+        see(page, ".empty", "There is no run yet")
+        assert page.locator(".producers").count() == 0
+    finally:
+        stage.close()
