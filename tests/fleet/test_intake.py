@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fleet.by_hand import chain, chain_end, chunk, end, event, start
 from rollcast.fleet.intake import Intake
 from rollcast.fleet.scrutiny import MOST_RUNS
-from rollcast.records import check_events
+from rollcast.records import check_events, decode
 from rollcast.serve.protocol import CloseCode, Hello, Publish
 from rollcast.serve.publishing import Refused
 
@@ -258,6 +258,72 @@ def test_after_a_restart_a_snapshot_is_not_taken_for_what_the_record_has():
     told_again = event("chain_snapshot", 1, "chain_0", messages=[], content="text", tool_calls=[], as_of=1)
     (kept,) = told(play.take(link, 2, told_again))
     assert kept[0] == "chain_snapshot"
+
+
+def restored(play, *events):
+    """What was open when the hub was restarted."""
+    play.intake.restore([decode(msgspec.json.encode(each)) for each in events])
+
+
+def test_what_was_open_at_a_restart_is_given_up_if_its_producer_does_not_come_back():
+    """After a while, once, with a number that the record does not have."""
+    play = Play(recorded={("r", "w"): 7}, acked={("w", "e1"): 8})
+    restored(play, *RUN[:2])
+    play.now += 599
+    assert play.row()["silent_s"] == 599
+    assert play.intake.due() == []
+    play.now += 2
+    (gap,) = play.intake.due()
+    assert (gap.run_id, gap.source, gap.data["run_status"], gap.data["from_seq"]) == ("r", "w", "unknown", 8)
+    assert "did not come back after the hub was started again" in gap.data["reason"]
+    assert play.intake.due() == []
+    assert not play.intake.knows_run("r")
+
+
+def test_a_producer_that_comes_back_after_a_restart_keeps_what_it_has_open():
+    """However long it takes then, and though it goes again."""
+    play = Play(recorded={("r", "w"): 1}, acked={("w", "e1"): 2})
+    restored(play, *RUN[:2])
+    play.now += 599
+    link, _ = play.connect()
+    play.now += 3600
+    assert play.intake.due() == []
+    play.intake.disconnect(link)
+    play.now += 3600
+    assert play.intake.due() == []
+
+
+def test_a_producer_that_comes_back_too_late_goes_on():
+    """What it sends then is taken."""
+    play = Play(recorded={("r", "w"): 1}, acked={("w", "e1"): 2})
+    restored(play, *RUN[:2])
+    play.now += 601
+    assert len(play.intake.due()) == 1
+    link, _ = play.connect()
+    taken = play.take(link, 3, *RUN[2:])
+    assert told(taken)[-1] == ("run_end", 3)
+    assert taken.refused == []
+
+
+def test_a_restored_process_whose_successor_comes_is_given_up_as_any_other():
+    """It has no longer than without the restart."""
+    play = Play(recorded={("r", "w"): 1}, acked={("w", "e1"): 2})
+    restored(play, *RUN[:2])
+    play.connect(epoch="e2")
+    play.now += 61
+    (gap,) = play.intake.due()
+    assert "was replaced by another" in gap.data["reason"]
+
+
+def test_a_restored_run_of_which_no_process_is_known_is_given_up():
+    """Nobody could go on with it."""
+    play = Play(recorded={("r", "w"): 4})
+    restored(play, *RUN[:2])
+    assert play.intake.due() == []
+    play.now += 601
+    (gap,) = play.intake.due()
+    assert (gap.run_id, gap.source, gap.data["run_status"], gap.data["from_seq"]) == ("r", "w", "unknown", 5)
+    assert play.intake.due() == []
 
 
 def test_a_source_that_ends_with_its_leader():

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
 from fleet.by_hand import (
     GENERATION,
+    TOKEN,
     chain,
     chain_end,
     end,
@@ -21,9 +23,13 @@ from fleet.by_hand import (
     start,
     talking,
 )
-from rollcast.archive import Archive
+from rollcast.archive import Archive, ArchiveObserver
 from rollcast.archive.index import read_run_file
-from rollcast.serve import WebSocketStreamingClient
+from rollcast.fleet.hub import Hub
+from rollcast.fleet.restored import Restored
+from rollcast.records import decode
+from rollcast.serve import ServerSettings, Token, WebSocketStreamingClient, WebSocketStreamingServer
+from rollcast.stream import StreamingManager
 
 LEFT_OUT = ("ROLLCAST_RECORDS", "ROLLCAST_TOKEN", "ROLLCAST_HUB", "ROLLCAST_HUB_TOKEN", "SSH_CONNECTION")
 ENV = {name: value for name, value in os.environ.items() if name not in LEFT_OUT} | {"PYTHONUNBUFFERED": "1"}
@@ -202,3 +208,22 @@ async def test_only_a_run_that_went_on_through_a_restart_lacks_its_beginning(com
     again = await asyncio.to_thread(command)
     (sentence,) = await lacking(again)
     assert "begins after some of the runs did" in sentence
+
+
+async def test_a_run_whose_producer_does_not_come_back_ends(tmp_path):
+    """Once the hub has waited for it, viewers see a `gap` for its end, and the run's status is unknown."""
+    opened = [decode(msgspec.json.encode(each)) for each in BEGUN[:2]]
+    before = Restored(recorded={("r", "w"): 1}, open=opened)
+    manager = StreamingManager(publish=False)
+    manager.add_observer(ArchiveObserver(tmp_path / "record", lossless=True))
+    settings = ServerSettings(tokens=(Token(TOKEN, ("read", "publish")),), close_s=0.5)
+    server = WebSocketStreamingServer("127.0.0.1", 0, settings=settings)
+    async with Hub(server, manager, restored=before, return_s=0.0), talking(server.url) as viewer:
+        await viewer.say("subscribe", id="s", since="start")
+        last = (await viewer.events(lambda each: "run_status" in each["data"]))[-1]
+        assert (last["event_type"], last["run_id"], last["data"]["run_status"]) == ("gap", "r", "unknown")
+        async with asyncio.timeout(30):
+            while (await viewer.rows("runs"))[0]["status"] == "running":  # the record is behind
+                await asyncio.sleep(0.05)
+        assert (await viewer.rows("runs"))[0]["status"] == "unknown"
+    await manager.aclose()

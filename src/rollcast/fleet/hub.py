@@ -70,6 +70,7 @@ class Hub:
         restored: what the hub's last life left.
         acks: where to keep how far producers were acknowledged; None: nowhere. The hub closes it.
         lost_after_s: how long after its successor came the open chains of a process are given up.
+        return_s: how long after a restart of the hub a process may take to come back; then what it had left open is given up.
         cancel_s: how long a producer may take to answer a cancel.
 
     Attributes:
@@ -86,6 +87,7 @@ class Hub:
         restored: Restored | None = None,
         acks: AcksFile | None = None,
         lost_after_s: float = 60.0,
+        return_s: float = 600.0,
         cancel_s: float = 10.0,
     ) -> None:
         self.server = server
@@ -100,6 +102,7 @@ class Hub:
             epoch=time.time,
             silent_s=1.25 * self._heartbeat_s,
             lost_after_s=lost_after_s,
+            return_s=return_s,
             recorded=self._restored.recorded,
             acked={} if acks is None else acks.acked,
         )

@@ -76,6 +76,7 @@ class Intake:
         epoch: gives the seconds since the epoch, to compare clocks.
         silent_s: a connection that has said nothing for as long may be replaced by one of another process.
         lost_after_s: how long after its successor came the open chains of a process are given up.
+        return_s: how long after a restart of the hub a process may take to come back; then what it had left open is given up.
         recorded: of a hub that was restarted: the last `seq` that its record has of each run and source.
         acked: of a hub that was restarted: the processes that it knew, each with the number of the last event that was safe.
     """
@@ -87,6 +88,7 @@ class Intake:
         epoch: Callable[[], float],
         silent_s: float = 30.0,
         lost_after_s: float = 60.0,
+        return_s: float = 600.0,
         recorded: Mapping[tuple[str, str], int] | None = None,
         acked: Mapping[Key, int] | None = None,
     ) -> None:
@@ -94,6 +96,11 @@ class Intake:
         self._epoch_s = epoch
         self._silent_s = silent_s
         self._lost_after_s = lost_after_s
+        self._return_s = return_s
+        self._return_by: float | None = (
+            None  # for the runs that were restored, and whose process is not known
+        )
+        self._unclaimed: set[tuple[str, str]] = set()  # those, by run and source
         self._recorded = dict(recorded or {})
         self._acked = dict(acked or {})  # of processes that have not come since the hub was started
         self._sources: dict[str, Source] = {}
@@ -125,8 +132,9 @@ class Intake:
             return refused
         now = self._clock()
         for name, each in source.epochs.items():
-            if name != hello.epoch and each.runs and each.lost_at is None:
-                each.lost_at = now + self._lost_after_s
+            if name != hello.epoch and each.runs:
+                given_up_at = now + self._lost_after_s
+                each.lost_at = given_up_at if each.lost_at is None else min(each.lost_at, given_up_at)
         source.link, source.host, source.epoch = link, hello.host, hello.epoch
         source.connected_at = source.heard_at = now
         source.clock_s = None if hello.time is None else hello.time - self._epoch_s()
@@ -205,13 +213,25 @@ class Intake:
             open_events: the start of each run, and a snapshot of each chain.
         """
         latest = dict(self._acked.keys())  # of several processes the one that came last
+        self._return_by = self._clock() + self._return_s
         for event in open_events:
             epoch = latest.get(event.source)
             if epoch is None:
+                self._unclaimed.add((event.run_id, event.source))
                 continue
-            source = self._sources.setdefault(event.source, Source(event.source))
+            source = self._source_named(event.source)
             source.epoch = epoch
-            self._note(source, self._process(source, epoch), event)
+            process = self._process(source, epoch)
+            process.lost_at = self._return_by
+            self._note(source, process, event)
+
+    def _source_named(self, name: str) -> Source:
+        """The source, which counts as heard now if it is new."""
+        source = self._sources.get(name)
+        if source is None:
+            source = self._sources[name] = Source(name)
+            source.heard_at = self._clock()
+        return source
 
     # -- events --------------------------------------------------------------------------------------------------------
 
@@ -241,11 +261,12 @@ class Intake:
                 self._barred.setdefault((link, key), frame.seq)
                 return Taken([], [wrong], key, handover_refused=True)
             self._barred.pop((link, key), None)
-            source = self._sources.setdefault(key[0], Source(key[0]))
+            source = self._source_named(key[0])
             source.host = source.host or sender.host
         process = self._process(source, key[1])
         if process.lost_at is not None:
-            process.lost_at = self._clock() + self._lost_after_s  # its record is being handed over
+            # Its record is being handed over.
+            process.lost_at = max(process.lost_at, self._clock() + self._lost_after_s)
         self._unsafe[key] = link
         events = self._new_events(source, process, frame)
         source.events += len(events)
@@ -379,16 +400,35 @@ class Intake:
         return max(0.0, min(times) - self._clock()) if times else None
 
     def due(self) -> list[StreamEvent]:
-        """What is to be said of chains whose process has a successor and did not come back in time."""
+        """What is to be said of chains whose process did not come back in time: after its successor, or after the hub was restarted."""
         now, events = self._clock(), list[StreamEvent]()
         for source in self._sources.values():
             for name, process in source.epochs.items():
-                if process.lost_at is not None and process.lost_at <= now and name != source.epoch:
+                if process.lost_at is None or process.lost_at > now:
+                    continue
+                if name != source.epoch:
                     reason = (
                         f"the process of {shown(source.name)} was replaced by another, and did not come back"
                     )
-                    events += self._closing(source, process, reason)
-        return events
+                else:
+                    reason = _not_back(source.name)
+                events += self._closing(source, process, reason)
+        return events + self._unclaimed_ends(now)
+
+    def _unclaimed_ends(self, now: float) -> list[StreamEvent]:
+        """A `gap` for each run that was restored, and that no process can claim."""
+        if self._return_by is None or self._return_by > now:
+            return []
+        unclaimed, self._unclaimed, self._return_by = self._unclaimed, set(), None
+        return [
+            self._end_of(run_id, name, -1, _not_back(name), "unknown")
+            for run_id, name in sorted(unclaimed)
+            if name not in self._by_run.get(run_id, ())
+        ]
+
+    def _end_of(self, run_id: str, name: str, last_seq: int, reason: str, status: str) -> StreamEvent:
+        first = max(last_seq, self._recorded.get((run_id, name), -1)) + 1
+        return gap(name, run_id, first, first, {}, reason, run_status=status)
 
     def _closing(
         self, source: Source, process: Process, reason: str, status: str = "unknown"
@@ -396,8 +436,7 @@ class Intake:
         """A `gap` that stands for the end of each run, as far as this process would have told of it."""
         process.lost_at = None
         for run_id, run in list(process.runs.items()):
-            first = run.last_seq + 1
-            yield gap(source.name, run_id, first, first, {}, reason, run_status=status)
+            yield self._end_of(run_id, source.name, run.last_seq, reason, status)
             self._leave(source, run_id)
 
     def lose(self, name: str, status: str = "unknown") -> list[StreamEvent]:
@@ -461,3 +500,7 @@ class Intake:
         """A row for each producer, in the order in which they first came: see `sources` in docs/server.md."""
         now = self._clock()
         return [source.row(now) for source in self._sources.values()]
+
+
+def _not_back(source: str) -> str:
+    return f"the producer {shown(source)} did not come back after the hub was started again"
