@@ -78,17 +78,15 @@ def test_the_runs_of_a_hub_say_who_publishes(stage, tab, theme, width):
     with stage.producer("gpu-1", start(**lost), chain(1, "chain_0", **lost)):
         pass
     unknown = event("run_start", 7, run="run-9", source="someone-else")
-    with stage.producer("gpu-2", start(**late), unknown, time=time.time() + 600):
+    with stage.producer("gpu-2", start(**late), unknown, time=time.time() + 630):
         page = tab(theme=theme, width=width).open(f"{stage.url}#token={TOKEN}&to=/runs")
-        see(page, ".producers summary", "1 connected, 1 silent, 1 ended")
+        see(page, ".producers summary", "1 silent, 1 connected, 1 ended")
         see(page, ".producers tr", "gpu-1").get_by_text("silent for").wait_for()
         row = see(page, ".producers tr", "gpu-2")
-        assert "10 min" in row.inner_text()
-        assert "ahead" in row.inner_text()
-        assert row.locator("[data-name=refused] .bad").inner_text() == "1"
+        assert re.search("1 refused: forged source; clock 10 min .* ahead", row.inner_text())
         assert "ended" in see(page, ".producers tr", "gpu-3").inner_text()
         audit(page, "producers")
-    see(page, ".producers summary", "2 silent, 1 ended")
+    see(page, ".producers summary", "2 silent, 0 connected, 1 ended")
 
 
 def test_the_duration_of_a_chain_goes_on_that_nobody_watches(stage, tab):

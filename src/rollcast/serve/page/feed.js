@@ -95,9 +95,8 @@ export class Feed {
     this.runsAnswered = false; // whether it is known which runs there are
     /** @type {string | null} the run whose record has told its runs, of a folder of records */
     this.toldOf = null;
-    /** @type {{rows: Record<string, any>[], at: number} | null} the producers of a hub, and when it told them */
-    this.sources = null;
-    this.sourcesOpen = false; // whether they are being asked for
+    /** @type {Record<string, any>[]} the producers of a hub */
+    this.sources = [];
     /** @type {string[]} what the server can do, from its `welcome` */
     this.features = [];
     /** @type {string | null} with a folder of records: a run of the record that is shown */
@@ -211,22 +210,15 @@ export class Feed {
     return this.features.includes("hub");
   }
 
-  /** Ask a hub for its producers, unless the last answer is still to come. */
+  /** Ask for the producers, if the server is a hub, unless the last answer is still to come. */
   askSources() {
-    if (this.sourcesOpen) return;
-    this.sourcesOpen = true;
+    if (!this.isHub || [...this.asked.values()].some(({ about }) => about === "producers")) return;
     /** @type {Record<string, any>[]} */
     let found = [];
-    const onRows = (/** @type {Record<string, any>[]} */ rows, /** @type {boolean} */ anew) => {
-      found = anew ? rows : [...found, ...rows];
+    const end = (/** @type {boolean} */ complete) => {
+      if (complete) this.sources = found;
     };
-    const onEnd = (/** @type {boolean} */ complete) => {
-      this.sourcesOpen = false;
-      if (!complete) return;
-      this.sources = { rows: found, at: this.line.session.now() };
-      this.store.sessionChanged();
-    };
-    this.ask({ what: "sources" }, onRows, "producers", onEnd);
+    this.ask({ what: "sources" }, (rows, anew) => void (found = anew ? rows : [...found, ...rows]), "producers", end);
   }
 
   /** Whether the server has a folder of records: its runs are those of one record once that is opened. */

@@ -35,6 +35,12 @@ export function duration(seconds) {
   return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
 }
 
+/** A duration in whole seconds. @param {number} seconds */
+export function lasting(seconds) {
+  const whole = Math.floor(seconds);
+  return whole < 60 ? `${whole} s` : duration(whole);
+}
+
 /** A probability. @param {number | null | undefined} p */
 export function odds(p) {
   if (typeof p !== "number" || !Number.isFinite(p)) return "–";

@@ -136,8 +136,7 @@ function keyOf(row) {
 function SoFar({ row }) {
   const { store } = usePage();
   useTicks(1000);
-  const { started_at: begin, last_event_at: last } = row;
-  return typeof begin === "number" ? duration(Math.max(store.now, last ?? 0) - begin) : "–";
+  return duration(Math.max(store.now, row.last_event_at ?? 0) - (row.started_at ?? NaN));
 }
 
 /** @param {{row: Row, index: number, top: number, current: boolean, scale: import("../wall.js").RewardScale, training: boolean, narrow: boolean, sourced: boolean, focused: () => void}} props `sourced`: whether the row says which process it is of */

@@ -1,7 +1,7 @@
 // What a chain does now and since when: in which tool, for how long.
 
 import { html, usePage, useTicks } from "../ui.js";
-import { duration } from "../format.js";
+import { lasting } from "../format.js";
 import { oneLine } from "../text.js";
 
 const SHOWN_S = 3; // shorter times are not shown
@@ -19,6 +19,6 @@ export function doingWords(row) {
 export function Doing({ row }) {
   const { store } = usePage();
   useTicks(1000);
-  const seconds = typeof row.last_event_at === "number" ? Math.floor(store.now - row.last_event_at) : 0;
-  return html`<span class="accent">${doingWords(row)}${seconds >= SHOWN_S ? ` for ${seconds < 60 ? `${seconds} s` : duration(seconds)}` : ""}</span>`;
+  const seconds = typeof row.last_event_at === "number" ? store.now - row.last_event_at : 0;
+  return html`<span class="accent">${doingWords(row)}${seconds >= SHOWN_S ? ` for ${lasting(seconds)}` : ""}</span>`;
 }

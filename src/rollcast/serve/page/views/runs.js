@@ -1,26 +1,22 @@
 // The runs: a row for each, with its trainings' steps counted. A server of a folder of records lists its records.
 
-import { html, useEffect, usePage, useTicks, useTopics } from "../ui.js";
-import { counted, duration, fixed, runName, shortRunId, sourcesOf, tagsOf, when, whole } from "../format.js";
+import { html, useEffect, usePage, useTicks, useTimer, useTopics } from "../ui.js";
+import { counted, duration, fixed, lasting, runName, shortRunId, sourcesOf, tagsOf, when, whole } from "../format.js";
+import { producersInWords, producersOf } from "../producers.js";
 import { formatRoute } from "../route.js";
 import { childrenOf, rootsOf, trainSteps } from "../training.js";
 import { oneLine } from "../text.js";
-import { Producers } from "./producers.js";
 
 /** @typedef {import("../training.js").RunRow} RunRow */
 
 const MAX_ROWS = 1_000;
-const AGAIN_MS = 5_000; // how often a folder is looked at again
+const AGAIN_MS = 5_000; // how often a folder is looked at again, and a hub asked for its producers
 
 export function RunsPage() {
   const { runs, store, feed } = usePage();
   useTopics("runs", "steps");
   const folder = feed.hasFolder;
-  useEffect(() => {
-    if (!folder) return undefined;
-    const timer = setInterval(() => document.hidden || feed.askRuns(), AGAIN_MS);
-    return () => clearInterval(timer);
-  }, [feed, folder]);
+  useTimer(AGAIN_MS, folder, () => feed.askRuns());
   const rows = rootsOf(runs).filter((row) => !folder || row.record);
   useTicks(1000, rows.some((row) => row.status === "running")); // its duration goes on
   const what = folder ? `${counted(rows.length, "record")} in this folder` : `${whole(rows.length)} known to this server`;
@@ -90,4 +86,30 @@ function statusOf(status) {
   if (status === "lost") return html`<span class="warn">✕ its process died</span>`;
   if (status === "silent") return html`<span class="warn">◔ silent</span>`;
   return status;
+}
+
+/** The producers of a hub: who is connected, who is silent and for how long, and what is wrong. */
+function Producers() {
+  const { feed } = usePage();
+  useTicks(1000);
+  const { isHub } = feed;
+  useEffect(() => feed.askSources(), [isHub]);
+  useTimer(AGAIN_MS, isHub, () => feed.askSources());
+  const producers = producersOf(feed.sources);
+  if (!isHub || !producers.length) return null;
+  return html`<details class="panel producers" open=${producers.some(({ state, wrong }) => state === "silent" || wrong.length)}>
+    <summary><h2>Producers</h2> <span class="muted small">${producersInWords(producers)}${producers.length > MAX_ROWS && `; the first ${whole(MAX_ROWS)} are shown`}</span></summary>
+    <table class="runs">
+      <thead><tr><th scope="col">source</th><th scope="col">status</th><th scope="col">open chains</th><th scope="col">wrong</th></tr></thead>
+      <tbody>${producers.slice(0, MAX_ROWS).map((each) => html`<${Producer} key=${each.source} each=${each} />`)}</tbody>
+    </table>
+  </details>`;
+}
+
+/** @param {{each: import("../producers.js").Producer}} props */
+function Producer({ each }) {
+  const { source, host, state, wrong } = each;
+  const words = state === "silent" ? html`<span class="warn">◔ silent for ${lasting(each.silent_s)}</span>` : state === "connected" ? html`<span class="accent">● connected</span>` : state;
+  return html`<tr><td><b>${oneLine(source, 60)}</b> <span class="muted small">${oneLine(host, 60)}</span></td><td data-name="status">${words}</td>
+    <td class="mono" data-name="chains">${whole(each.open_chains)}</td><td class="warn">${wrong.join("; ")}</td></tr>`;
 }

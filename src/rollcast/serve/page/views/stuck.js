@@ -1,7 +1,7 @@
 // Where a run is stuck: its quiet chains, how long they have been quiet, what is usual, and a button to cancel each.
 
 import { html, usePage, useTicks } from "../ui.js";
-import { clock, duration } from "../format.js";
+import { clock, duration, lasting } from "../format.js";
 import { stuckOf } from "../stuck.js";
 import { oneLine } from "../text.js";
 import { CancelButton } from "./cancel.js";
@@ -28,7 +28,7 @@ export function Stuck({ rows, all = rows, baseOf = () => ({}) }) {
       return html`<li key=${row.chain_id}>
         <a class="link-button" href=${to({ ...baseOf(row.run_id), view: "chain", chain: row.chain_id })}>${name}</a>
         <span>${doingWords(row)}</span>
-        <span><b>quiet for ${silence < 60 ? `${Math.floor(silence)} s` : duration(Math.floor(silence))}</b> <span class="muted">since ${clock(row.last_event_at)}; ${usual(each)}</span></span>
+        <span><b>quiet for ${lasting(silence)}</b> <span class="muted">since ${clock(row.last_event_at)}; ${usual(each)}</span></span>
         <${CancelButton} target=${{ run: row.run_id, chain: row.chain_id }} open=${true} name=${name} />
       </li>`;
     })}</ul>
