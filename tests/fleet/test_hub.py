@@ -145,7 +145,7 @@ async def test_what_a_producer_cannot_cancel_is_an_error(hub):
             await producer.say("error", id=asked["id"], code=404, message="no such chain")
             answer = await viewer.hear("error")
             assert (answer["id"], answer["code"], answer["message"]) == ("c", 404, "no such chain")
-        while hub.intake.links:
+        while hub.intake.producers.links:
             await asyncio.sleep(0.01)
         await viewer.say("cancel", id="d", run_id="r")
         answer = await viewer.hear("error")

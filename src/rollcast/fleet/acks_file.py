@@ -14,7 +14,7 @@ from rollcast.archive.owner import FolderLock
 from rollcast.archive.segments import replace_file
 from rollcast.archive.writer import prepare_directory
 from rollcast.errors import ArchiveError, InputError
-from rollcast.fleet.intake import Key
+from rollcast.fleet.sources import Key
 from rollcast.records.jsonable import JSON_ERRORS
 
 __all__ = ["ACKS_FILE", "AcksFile"]

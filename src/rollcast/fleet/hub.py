@@ -15,10 +15,11 @@ from typing import Any, Self
 
 from rollcast.fleet.acks_file import AcksFile
 from rollcast.fleet.cancels import Cancels
-from rollcast.fleet.intake import Intake, Key, Taken
+from rollcast.fleet.intake import Intake, Taken
 from rollcast.fleet.interest import interest_of
 from rollcast.fleet.log import Repeated
 from rollcast.fleet.restored import Restored
+from rollcast.fleet.sources import Key
 from rollcast.records import StreamEvent
 from rollcast.serve.broadcast import ServerObserver
 from rollcast.serve.outlet import Client, transmit
@@ -163,7 +164,7 @@ class Hub:
             self._say(hello.source, "refused", answer.message)
             return answer
         logger.info("the producer %r on host %r is connected", hello.source, hello.host)
-        if (warning := self.intake.clock_warning(hello.source)) is not None:
+        if (warning := self.intake.producers.clock_warning(hello.source)) is not None:
             self._say(hello.source, "clock", warning)
         return answer
 
@@ -195,13 +196,13 @@ class Hub:
         """Note a process before its first events are recorded, so that it is known after a restart. False if the producer has gone."""
         key = self.intake.key_of(link, frame)
         if key is not None and self._acks is not None and key not in self._acks.acked:
-            await self._note_acks([(key, self.intake.acked(key))])
+            await self._note_acks([(key, self.intake.producers.acked(key))])
             key = self.intake.key_of(link, frame)
         return key is not None
 
     def heard(self, link: ProducerLink) -> None:
         """See `ProducerDesk.heard`."""
-        self.intake.heard(link)
+        self.intake.producers.heard(link)
 
     def answered(self, link: ProducerLink, frame: Done | ErrorFrame) -> None:
         """See `ProducerDesk.answered`."""
@@ -214,9 +215,9 @@ class Hub:
 
     def cancel(self, asked: CancelRun, answer: Callable[[Done | ErrorFrame], object]) -> bool:
         """See `ProducerDesk.cancel`."""
-        if not self.intake.knows_run(asked.run_id):
+        if not self.intake.runs.is_open(asked.run_id):
             return False
-        links = self.intake.links_of(asked.run_id)
+        links = self.intake.runs.links_of(asked.run_id)
         if links:
             logger.info(
                 "a client cancels %s of run %s", asked.chain_id or asked.group_id or "all", asked.run_id
@@ -228,7 +229,7 @@ class Hub:
 
     def rows(self) -> list[dict[str, Any]]:
         """See `ProducerDesk.rows`."""
-        return self.intake.rows()
+        return self.intake.producers.rows()
 
     def lost(self, source: str, status: str = "unknown") -> None:
         """A producer is dead for certain: end what it left open, with this status of its part; see `Intake.lose`."""
@@ -237,7 +238,7 @@ class Hub:
     async def ended(self, run_id: str, timeout: float) -> bool:
         """Wait until every producer of a run has ended its part of it. False if that takes longer than `timeout` seconds."""
         give_up = time.monotonic() + timeout
-        while self.intake.knows_run(run_id):
+        while self.intake.runs.is_open(run_id):
             if time.monotonic() >= give_up:
                 return False
             await asyncio.sleep(LOOK_S)
@@ -349,7 +350,7 @@ class Hub:
             self._send_interest()
 
     def _send_interest(self) -> None:
-        links = [link for link in self.intake.links if isinstance(link, Client)]
+        links = [link for link in self.intake.producers.links if isinstance(link, Client)]
         transmit(links, encode_frame(self._interest))
 
     def _wanted(self, servers: list[ServerObserver]) -> list[FilterFrame]:

@@ -67,7 +67,7 @@ class RunnersHub:
 
     async def _close_part_of(self, source: str) -> None:
         give_up = time.monotonic() + READ_S
-        while self._hub.intake.is_connected(source):
+        while self._hub.intake.producers.is_connected(source):
             if time.monotonic() >= give_up:
                 break
             await asyncio.sleep(LOOK_S)
@@ -80,7 +80,7 @@ class RunnersHub:
             Those that had not within `timeout` seconds; their parts are closed as those of the dead are.
         """
         give_up = time.monotonic() + timeout
-        while late := [source for source in sources if not self._hub.intake.has_ended(run_id, source)]:
+        while late := [source for source in sources if not self._hub.intake.runs.has_ended(run_id, source)]:
             if time.monotonic() >= give_up:
                 break
             await asyncio.sleep(LOOK_S)

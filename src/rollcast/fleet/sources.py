@@ -9,9 +9,11 @@ from rollcast.records import GrammarChecker
 from rollcast.serve.publishing import ProducerLink
 from rollcast.text import printable_line
 
-__all__ = ["Process", "Run", "Source", "shown"]
+__all__ = ["Key", "Process", "Run", "Source", "shown"]
 
-SHOWN = 80
+SHOWN = 80  # characters of a name in a sentence
+
+Key = tuple[str, str]  # source and epoch
 
 
 class Run:
