@@ -157,9 +157,9 @@ class Hub:
         if key is None:
             return
         await self._acknowledger.remember(key)
-        if self.intake.key_of(link, frame) is None:  # the producer has gone meanwhile
-            return
         for first in range(0, max(1, len(frame.events)), PORTION):
+            if self.intake.key_of(link, frame) is None:
+                return  # a newer connection has taken its place, on which it sends again what is not taken here
             portion = frame.events[first : first + PORTION]
             last = frame.last and first + PORTION >= len(frame.events)
             taken = self.intake.take(
