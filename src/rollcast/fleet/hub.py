@@ -1,7 +1,9 @@
 """The hub: a server to which producers connect too, whose runs it records and shows as if they ran here (docs/hub.md).
 
-producer ──publish──▶ Intake ──▶ StreamingManager.relay ──▶ record, server ──▶ viewers
-         ◀─interest── what the viewers want       ◀─ack── what is on the disk
+    producer ──publish──▶ Intake ──▶ StreamingManager.relay ──▶ record, server ──▶ viewers
+             ◀─interest── what the viewers want       ◀─ack── what is on the disk
+
+What is decided without I/O is in intake.py, cancels.py and interest.py.
 """
 
 from __future__ import annotations
@@ -49,15 +51,15 @@ class Hub:
 
     Args:
         server: not started; the hub starts and stops it.
-        manager: into which the events are relayed; it is not to publish to a hub itself. The hub does not close it.
+        manager: into which the events are relayed; it must not publish to a hub itself. The hub does not close it.
         viewers: whether the clients of the server see what is relayed; otherwise it is for producers alone.
         restored: what the hub's last life left.
         acks: where to keep how far producers were acknowledged; None: nowhere. The hub closes it.
-        lost_after_s: how long after its successor came the open chains of a process are given up.
-        cancel_s: how long a producer may take to answer a cancel.
+        lost_after_s: how many seconds after its successor came the open chains of a process are given up.
+        cancel_s: how many seconds a producer may take to answer a cancel.
 
     Attributes:
-        intake: what is known of the producers.
+        intake: what the hub has of its producers.
         resumed: the runs that were open when the hub before it ended.
     """
 
@@ -207,7 +209,7 @@ class Hub:
         return self.intake.producers.rows()
 
     def lost(self, source: str, status: str = "unknown") -> None:
-        """A producer is dead for certain: end what it left open, with this status of its part; see `Intake.lose`."""
+        """End what a producer that is dead for certain left open, with this status for its part; see `Intake.lose`."""
         self._relay(self.intake.lose(source, status))
 
     async def ended(self, run_id: str, timeout: float) -> bool:
@@ -236,13 +238,13 @@ class Hub:
     # -- time ----------------------------------------------------------------------------------------------------------
 
     async def _tick(self) -> None:
-        """Once: see to what is late, after a second."""
+        """Wait a second, then end the cancels that took too long, and give up the processes that did not come back."""
         await asyncio.sleep(TICK_S)
         self._cancels.tick()
         self._relay(self.intake.due())
 
     async def _again(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
-        """Do this again and again."""
+        """Run this step again and again, until the task is cancelled."""
         while True:
             try:
                 await step()

@@ -2,7 +2,7 @@
 
     hello    ──connect──▶ Intake ──▶ a number: the last event that the hub has; or why the producer may not connect
     publish  ──take─────▶        ──▶ events to relay; what was refused, in sentences
-    time     ──due──────▶        ──▶ what to say of the chains of producers that will not come back
+    time     ──due──────▶        ──▶ a `gap` for each run of a producer that will not come back
 
 Events are known by (source, epoch, number). A producer that sends an event again, since its connection broke before the `ack`, is
 taken at its word about the number. A hub that was restarted knows the numbers that were acknowledged (acks_file.py). What was recorded
@@ -67,7 +67,7 @@ class Intake:
 
     Args:
         clock, epoch, silent_s, lost_after_s, acked: see `Producers`.
-        recorded: of a hub that was restarted: the last `seq` that its record has of each run and source.
+        recorded: after a restart of the hub, the last `seq` that its record has of each run and source; otherwise empty.
 
     Attributes:
         producers: who is known, and who is connected.
@@ -125,7 +125,7 @@ class Intake:
         return None if sender is None else _key(sender, frame)
 
     def take(self, link: ProducerLink, frame: Publish) -> Taken:
-        """Take the events that the hub does not have yet, and that the producer may publish."""
+        """Take the events that the hub does not have yet, and that the producer may publish. `key_of` must not be None."""
         sender = self.producers.sender(link)
         assert sender is not None
         key = _key(sender, frame)
@@ -174,7 +174,7 @@ class Intake:
     # -- what is safe --------------------------------------------------------------------------------------------------
 
     def marks(self) -> list[Mark]:
-        """How far each producer was taken of which not everything is safe yet."""
+        """How far the events of each producer were taken, unless all of them are known to be safe."""
         marks = []
         for (name, epoch), link in self._unsafe.items():
             process = self.producers.known_process((name, epoch))
@@ -185,7 +185,7 @@ class Intake:
         return marks
 
     def safe(self, mark: Mark) -> bool:
-        """Everything up to the mark is safe. False if its connection has ended, so that nobody need be told."""
+        """Everything up to the mark is safe. False if its connection has ended, so that nobody needs to be told."""
         key = mark.source, mark.epoch
         process = self.producers.known_process(key)
         if process is None:
@@ -198,7 +198,7 @@ class Intake:
     # -- producers that will not come back -----------------------------------------------------------------------------
 
     def due(self) -> list[StreamEvent]:
-        """What is to be said of chains whose process has a successor and did not come back in time."""
+        """Give up each process that has a successor and did not come back in time. Returns a `gap` for each run that it had open."""
         now, events = self._clock(), list[StreamEvent]()
         for source in self.producers:
             for name, process in source.epochs.items():
@@ -210,11 +210,14 @@ class Intake:
         return events
 
     def lose(self, name: str, status: str = "unknown") -> list[StreamEvent]:
-        """What is to be said now that a producer is known to be dead; nothing if it left nothing open.
+        """Give up a producer that is known to be dead.
 
         Args:
             name: the producer.
-            status: what its part of its runs comes to: `completed` if others do its work again.
+            status: of its part of its runs: `completed` if others do its work again.
+
+        Returns:
+            A `gap` for each run that it had open.
         """
         source = self.producers.known(name)
         if source is None:

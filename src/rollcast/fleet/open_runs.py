@@ -20,7 +20,7 @@ class OpenRuns:
     """The runs that producers have open. A run may have several sources, each with a part of it.
 
     Attributes:
-        ended: the latest parts that ended, by run and source: of which process each was; empty: of none that is known.
+        ended: the parts that ended lately: by run and source, the epoch of the process that had the part; empty if it is not known.
     """
 
     def __init__(self) -> None:

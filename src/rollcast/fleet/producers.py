@@ -21,10 +21,10 @@ class Producers:
 
     Args:
         clock: a monotonic clock in seconds.
-        epoch: gives the seconds since the epoch, to compare clocks.
-        silent_s: a connection that has said nothing for as long may be replaced by one of another process.
-        lost_after_s: how long after its successor came the open chains of a process are given up.
-        acked: of a hub that was restarted: the processes that it knew, each with the number of the last event that was safe.
+        epoch: a clock that gives the seconds since 1970, to compare with those of producers.
+        silent_s: a connection that was silent for this many seconds may be replaced by one of another process.
+        lost_after_s: how many seconds after its successor came the open chains of a process are given up.
+        acked: after a restart of the hub, the processes that it knew, each with the number of its last event that was safe.
     """
 
     def __init__(

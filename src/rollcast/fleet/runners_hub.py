@@ -17,7 +17,7 @@ from rollcast.stream import StreamingManager
 __all__ = ["RunnersHub", "environment_of_hub"]
 
 LOOK_S = 0.02
-READ_S = 2.0  # how long after a runner's death what it had sent may take to be read
+READ_S = 2.0  # how long reading what a runner had sent may take after its death
 
 
 def environment_of_hub() -> dict[str, str]:
@@ -57,7 +57,7 @@ class RunnersHub:
         await self._hub.aclose()
 
     def died(self, source: str) -> None:
-        """A runner is dead: once everything is read that it sent, what it left open is closed as lost.
+        """A runner is dead: once everything that it sent is read, what it left open is closed as lost.
 
         Its part of a run counts as completed, since its chains run again elsewhere.
         """
