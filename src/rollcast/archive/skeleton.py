@@ -5,7 +5,7 @@ The writer feeds it as events are recorded, recovery feeds it again from the rec
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -16,7 +16,9 @@ from rollcast.records.bounded import number, whole
 from rollcast.records.lanes import Lane, leader_of, summed_ends, worst_status
 from rollcast.records.view import ChainView
 from rollcast.records.view_fields import object_of
-from rollcast.stream.asked import ChainSoFar
+
+if TYPE_CHECKING:
+    from rollcast.stream.asked import ChainSoFar  # what reads a record needs no stream
 
 __all__ = ["ANSWER_CHARS", "Skeleton", "said_at_start"]
 
