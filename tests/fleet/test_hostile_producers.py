@@ -328,7 +328,7 @@ async def test_a_producer_that_never_reads_its_acks():
                 await talk.publish(1, *RUN)
                 deaf.transport.pause_reading()
                 async with asyncio.timeout(20):
-                    while hub.intake.rows()[0]["connected"]:
+                    while hub.intake.producers.rows()[0]["connected"]:
                         await asyncio.sleep(0.01)
                 deaf.transport.abort()
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 
+import msgspec
 import pytest
 
 from fleet.by_hand import (
@@ -17,8 +18,9 @@ from fleet.by_hand import (
     talking,
 )
 from rollcast.archive import Archive, ArchiveObserver
-from rollcast.fleet.hub import Hub
+from rollcast.fleet.hub import PORTION, Hub
 from rollcast.serve import ServerSettings, Token, WebSocketStreamingServer
+from rollcast.serve.protocol import Hello, Publish
 from rollcast.stream import StreamingManager
 
 
@@ -52,6 +54,16 @@ async def hub():
         yield hub
 
 
+class Silent:
+    """A producer's connection to which nothing is said."""
+
+    def send(self, frame):
+        """Nothing is sent."""
+
+    def close(self, code, message):
+        """Nothing is closed."""
+
+
 RUN = [start(0), chain(1, "chain_0"), chain_end(2, "chain_0"), end(3)]
 
 
@@ -66,6 +78,25 @@ async def test_a_viewer_sees_what_a_producer_publishes(hub):
         seen = await viewer.events(is_kind("run_end"))
         assert seen == RUN
         assert (await producer.acked(4))["seq"] == 4
+
+
+async def test_a_producer_that_is_replaced_while_its_events_are_taken(monkeypatch):
+    """The rest of the frame is left to the newer connection, and the older one ends without a failure."""
+    manager = StreamingManager(publish=False)
+    hub = Hub(server(), manager, viewers=False)
+    hello = Hello(role="producer", source="w", epoch="e1", host="there")
+    older, newer, ready = Silent(), Silent(), manager.ready
+
+    async def replaced_meanwhile():
+        hub.connect(hello, newer)
+        await ready()
+
+    hub.connect(hello, older)
+    monkeypatch.setattr(manager, "ready", replaced_meanwhile)
+    many = [start(0), *(chain(n, f"chain_{n}") for n in range(1, PORTION + 10))]
+    await hub.take(older, Publish(1, [msgspec.Raw(msgspec.json.encode(each)) for each in many]))
+    assert hub.rows()[0]["events"] == PORTION
+    await manager.aclose()
 
 
 async def test_what_is_sent_again_is_seen_once(hub):
@@ -145,7 +176,7 @@ async def test_what_a_producer_cannot_cancel_is_an_error(hub):
             await producer.say("error", id=asked["id"], code=404, message="no such chain")
             answer = await viewer.hear("error")
             assert (answer["id"], answer["code"], answer["message"]) == ("c", 404, "no such chain")
-        while hub.intake.links:
+        while hub.intake.producers.links:
             await asyncio.sleep(0.01)
         await viewer.say("cancel", id="d", run_id="r")
         answer = await viewer.hear("error")

@@ -51,7 +51,7 @@ class Play:
 
     def row(self, source="w"):
         """The row of a source."""
-        return next(row for row in self.intake.rows() if row["source"] == source)
+        return next(row for row in self.intake.producers.rows() if row["source"] == source)
 
 
 def told(taken):
@@ -277,7 +277,7 @@ def test_what_was_open_at_a_restart_is_given_up_if_its_producer_does_not_come_ba
     assert (gap.run_id, gap.source, gap.data["run_status"], gap.data["from_seq"]) == ("r", "w", "unknown", 8)
     assert "did not come back after the hub was started again" in gap.data["reason"]
     assert play.intake.due() == []
-    assert not play.intake.knows_run("r")
+    assert not play.intake.runs.is_open("r")
 
 
 def test_a_producer_that_comes_back_after_a_restart_keeps_what_it_has_open():
@@ -333,9 +333,9 @@ def test_a_source_that_ends_with_its_leader():
     link, _ = play.connect()
     play.take(leader, 1, start(0, source="d"))
     play.take(link, 1, start(0, leader="d"), chain(1, "chain_0"))
-    assert sorted(play.intake.links_of("r")) == ["d", "w"]
+    assert sorted(play.intake.runs.links_of("r")) == ["d", "w"]
     play.take(leader, 2, end(1, source="d"))
-    assert not play.intake.knows_run("r")
+    assert not play.intake.runs.is_open("r")
 
 
 def test_a_producer_that_is_dead_for_certain():

@@ -121,7 +121,7 @@ async def test_a_connection_that_breaks_in_a_generation(publishing, ends):
                     for i in range(100):
                         generation.chunk(f"{i} ")
                     await manager.drain()
-                    link = next(iter(hub.intake.links))
+                    link = next(iter(hub.intake.producers.links))
                     link.close(CloseCode.SHUTTING_DOWN, "come back")
                     while manager.wants(T.LLM_GENERATION_CHUNK, "chain_0", None, run.run_id):
                         await asyncio.sleep(0.001)
@@ -152,7 +152,7 @@ async def test_a_viewer_cancels_through_a_hub(publishing):
             run.on_cancel = lambda chain_id: loop.call_soon_threadsafe(asked.set)
             with run.chain(MESSAGES):
                 async with asyncio.timeout(30):
-                    while not hub.intake.knows_run(run.run_id):
+                    while not hub.intake.runs.is_open(run.run_id):
                         await asyncio.sleep(0.01)
                     client = WebSocketStreamingClient(hub.server.url, token=TOKEN)
                     assert await client.cancel(run.run_id) == ["chain_0"]
@@ -167,14 +167,15 @@ async def test_a_hub_that_begins_anew_without_a_record(publishing):
         chain = run.chain(MESSAGES).start()
         async with asyncio.timeout(30):
             while not (
-                hub.intake.totals()["events"] and next(iter(manager.observers)).producer.is_up_to_date
+                hub.intake.producers.totals()["events"]
+                and next(iter(manager.observers)).producer.is_up_to_date
             ):
                 await asyncio.sleep(0.01)
         port = hub.server.port
     async with hub_at(port) as hub, WebSocketStreamingClient(hub.server.url, token=TOKEN) as client:
         seen = asyncio.create_task(until_end(client))
         async with asyncio.timeout(30):
-            while not hub.intake.totals()["connected"]:
+            while not hub.intake.producers.totals()["connected"]:
                 await asyncio.sleep(0.01)
         await wants(manager, run, "chain_0")
         chain.end("answered")

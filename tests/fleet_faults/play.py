@@ -119,7 +119,7 @@ class _Play:
             except TimeoutError:
                 self.outcome.broken.append(f"it hangs: {self._who_waits()}")
         if not self.outcome.broken:
-            self._judge()
+            await asyncio.to_thread(self._judge)  # it reads records, which blocks
         self._tell_what_processes_said()
         self.outcome.seconds = time.monotonic() - self.began
         return self.outcome

@@ -53,7 +53,7 @@ class StagedHub(StagedRuns):
         self.call(asyncio.wait_for(self._left(source), 20))
 
     async def _left(self, source):
-        while self.hub.intake.is_connected(source):
+        while self.hub.intake.producers.is_connected(source):
             await asyncio.sleep(0.01)
 
 

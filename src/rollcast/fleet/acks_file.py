@@ -14,7 +14,7 @@ from rollcast.archive.owner import FolderLock
 from rollcast.archive.segments import replace_file
 from rollcast.archive.writer import prepare_directory
 from rollcast.errors import ArchiveError, InputError
-from rollcast.fleet.intake import Key
+from rollcast.fleet.sources import Key
 from rollcast.records.jsonable import JSON_ERRORS
 
 __all__ = ["ACKS_FILE", "AcksFile"]
@@ -36,6 +36,10 @@ class AcksFile:
 
     Args:
         directory: of the hub's records; it is made if it is not there.
+
+    Attributes:
+        path: of the file.
+        acked: the number of the last event that was safe of each process, the latest process last.
 
     Raises:
         InputError: another hub records there, or nothing can be written there.
@@ -84,7 +88,7 @@ class AcksFile:
                 logger.warning("%s cannot be written: %s", self.path, error.strerror or error)
 
     def close(self) -> None:
-        """Let another hub have it."""
+        """Close the file, and let another hub have it."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -99,7 +103,7 @@ class AcksFile:
             try:
                 source, epoch, number = _decoder.decode(line)
             except JSON_ERRORS:
-                continue  # torn, or its end
+                continue  # a torn line, or the empty one at the end
             self.acked.pop((source, epoch), None)
             self.acked[source, epoch] = number
 

@@ -23,7 +23,7 @@ class _Asked(NamedTuple):
         answer: answers it.
         waiting: the producers that have not answered, by source.
         answers: what the others said.
-        give_up_at: when the viewer is answered anyway.
+        give_up_at: the monotonic time in seconds at which the viewer is answered anyway.
     """
 
     by: CancelRun
@@ -38,7 +38,7 @@ class Cancels:
 
     Args:
         clock: a monotonic clock in seconds.
-        timeout_s: how long a producer may take to answer.
+        timeout_s: how many seconds a producer may take to answer.
     """
 
     def __init__(self, clock: Callable[[], float], timeout_s: float = 10.0) -> None:
@@ -60,7 +60,7 @@ class Cancels:
             link.send(Cancel(by.run_id, by.chain_id, name, by.group_id))
 
     def answered(self, link: ProducerLink, frame: Done | ErrorFrame) -> None:
-        """Take the answer of a producer; one that nobody waits for is passed over."""
+        """Take the answer of a producer; an answer that nobody waits for is ignored."""
         asked = self._asked.get(frame.id or "")
         if asked is None:
             return
@@ -82,12 +82,6 @@ class Cancels:
                     )
             if not asked.waiting:
                 self._finish(name)
-
-    @property
-    def due_s(self) -> float | None:
-        """Seconds until `tick` has something to do; None: nobody waits."""
-        times = [asked.give_up_at for asked in self._asked.values()]
-        return max(0.0, min(times) - self._clock()) if times else None
 
     def tick(self) -> None:
         """Answer the viewers that have waited long enough."""

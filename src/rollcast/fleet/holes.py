@@ -24,10 +24,10 @@ class Holes:
         """Leave out an event.
 
         Args:
-            event: which; or before which something is missing.
-            last_seq: of the run, before it. If the event's own is no higher, that stands for it: no other is missing.
+            event: the one to leave out; or the one before which something is missing.
+            last_seq: the last `seq` of the run before it. It is used if the event's own is no higher, since no other event is missing.
             reason: why.
-            at: the `seq` that stands for it; None: the event's.
+            at: the `seq` of what is missing; None: the event's own.
 
         Returns:
             The `gap` so far.
@@ -41,7 +41,7 @@ class Holes:
         return self._join(event.run_id, first, event.seq - 1, {}, reason)
 
     def before(self, run_id: str) -> list[StreamEvent]:
-        """The `gap` that comes before the next event of the run, if there is one."""
+        """The `gap` to send before the next event of the run; empty if nothing was left out."""
         hole = self._by_run.pop(run_id, None)
         return [] if hole is None else [hole]
 
@@ -57,7 +57,7 @@ class Holes:
             first, last = min(first, data["from_seq"]), max(last, data["to_seq"])
             reason = data["reason"]
             before = data["dropped"]
-            # Of what a span left out nobody knows the types.
+            # The types of what a span left out are not known.
             whole = bool(before) and bool(counts)
             counts = (
                 {kind: before.get(kind, 0) + counts.get(kind, 0) for kind in before | counts} if whole else {}

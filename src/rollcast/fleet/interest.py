@@ -18,7 +18,7 @@ _Where = tuple[frozenset[str] | None, frozenset[str] | None]  # runs and groups
 
 
 def interest_of(filters: Iterable[EventFilter]) -> list[FilterFrame]:
-    """The filters of an `interest` frame that lets the tokens pass which one of these filters wants; none at all if none does.
+    """The filters of an `interest` frame, which lets a token pass if one of these filters wants it; empty if none wants tokens.
 
     Filters that differ only in their chains become one, and the order depends on nothing but what is wanted.
     """

@@ -34,6 +34,6 @@ class Loads:
         return runner
 
     def give_back(self, runner: str) -> None:
-        """A chain of the runner is over. One that has left is ignored."""
+        """A chain of the runner is over. A runner that has left is ignored."""
         if runner in self._chains:
             self._chains[runner] -= 1

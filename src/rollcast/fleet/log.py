@@ -1,17 +1,20 @@
-"""Says the same thing about the same producer once in a while, however often it happens. Pure."""
+"""Logs the same warning about the same producer once in a while, however often there is a reason for it."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
-__all__ = ["Repeated"]
+__all__ = ["ProducerWarnings"]
+
+logger = logging.getLogger("rollcast.fleet")
 
 EVERY_S = 60.0
-MOST = 4096
+MOST = 4096  # warnings that are remembered, the latest ones
 
 
-class Repeated:
-    """When what was last said, and how often it has happened since.
+class ProducerWarnings:
+    """Logs warnings about producers, and counts those that it holds back.
 
     Args:
         clock: a monotonic clock in seconds.
@@ -19,16 +22,25 @@ class Repeated:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._said: dict[tuple[str, str], tuple[float, int]] = {}
+        self._logged: dict[tuple[str, str], tuple[float, int]] = {}  # when, and how many were held since
 
-    def held(self, what: tuple[str, str]) -> int | None:
-        """How often it happened unsaid since it was last said, if it is to be said now; None if it is not."""
+    def warn(self, source: str, cause: str, sentence: str) -> bool:
+        """Log a warning about a source, unless one with this cause was logged lately. Returns whether it was logged."""
+        held = self._take_held(source, cause)
+        if held is None:
+            return False
+        more = f" ({held:,} more like this since the last one)" if held else ""
+        logger.warning("%s: %s%s", source, sentence, more)
+        return True
+
+    def _take_held(self, source: str, cause: str) -> int | None:
+        """How many were held back since the last one, if one is to be logged now; None if this one is held back too."""
         now = self._clock()
-        at, count = self._said.pop(what, (None, 0))
+        at, held = self._logged.pop((source, cause), (None, 0))
         if at is not None and now - at < EVERY_S:
-            self._said[what] = (at, count + 1)
+            self._logged[source, cause] = (at, held + 1)
             return None
-        self._said[what] = (now, 0)
-        if len(self._said) > MOST:
-            del self._said[next(iter(self._said))]
-        return count
+        self._logged[source, cause] = (now, 0)
+        if len(self._logged) > MOST:
+            del self._logged[next(iter(self._logged))]
+        return held

@@ -46,7 +46,7 @@ class HubMetrics:
         """The metrics as they are now."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415  (an extra)
 
-        totals = self._hub.intake.totals()
+        totals = self._hub.intake.producers.totals()
         for name, help_text in _GAUGES.items():
             yield GaugeMetricFamily(f"rollcast_hub_{name}", help_text, value=totals[name])
         for name, help_text in _COUNTERS.items():

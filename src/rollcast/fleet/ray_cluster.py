@@ -76,7 +76,7 @@ class RayCluster:
         self.local = address == "local"
         self.ray = load_ray()
         self._connected_here = False
-        # All that blocks is done on this one thread: Ray 2.60 gives objects that several threads put the same id, and aborts.
+        # Everything that blocks runs on this one thread: if several threads put objects, Ray 2.60 gives them the same id, and aborts.
         self._thread = ThreadPoolExecutor(1, "rollcast-ray")
 
     async def connect(self) -> None:
@@ -101,9 +101,8 @@ class RayCluster:
             return
         options: dict[str, Any] = {"runtime_env": dict(self._runtime_env)} if self._runtime_env else {}
         if self.local:
-            os.environ.setdefault(
-                "RAY_USAGE_STATS_ENABLED", "0"
-            )  # nobody is told of a cluster of one process
+            # A cluster of one process is not worth a usage report, which Ray sends by default.
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             options |= {"num_cpus": os.cpu_count(), "include_dashboard": False}
         self._check_that_somebody_listens()
         try:
@@ -115,7 +114,7 @@ class RayCluster:
         _keep_ray_from_printing()
 
     def _check_that_somebody_listens(self) -> None:
-        """Ray itself looks for a head that is not there for minutes.
+        """Find out at once whether a head is there, for which Ray itself would look for minutes.
 
         Raises:
             WorkersError: nothing listens at the address.

@@ -32,7 +32,7 @@ _BECAUSE = re.compile(r"The actor is dead because (.+?)(?:\.|$)")
 
 
 class RunnerDiedError(Exception):
-    """The runner died. The message says how, in a sentence."""
+    """The runner died. The message is a sentence that says how."""
 
 
 class RunnerNeeds(msgspec.Struct, frozen=True):
@@ -124,7 +124,7 @@ class RunnerPool:
         await self._changed.wait()
 
     async def _keep(self, place: int) -> None:
-        """Have a runner at a place, and another one whenever it dies."""
+        """Keep a runner at a place: whenever it dies, start another."""
         failed = 0
         for time in count(1):
             name = f"runner_{place}" if time == 1 else f"runner_{place}.{time}"

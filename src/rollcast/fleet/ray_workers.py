@@ -1,7 +1,7 @@
 """Runs an agent's chains on a Ray cluster: `agent.run_async(…, workers=RayWorkers(…))`.
 
-Ray places the runners, takes the chains to them and their trajectories back. Events never go through it: each runner publishes
-its own to a hub.
+Ray places the runners, takes the chains to them, and brings their trajectories back. Events never go through it: each runner
+publishes its own to a hub.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ class _RayRun:
         raise AssertionError("a chain has a last attempt")
 
     async def _told_hub(self) -> None:
-        """Wait a moment until the hub elsewhere has the `run_start` of this process: the runners' parts must not be over before."""
+        """Wait a moment until the hub elsewhere has the `run_start` of this process: no runner's part may end before that."""
         for observer in self._manager.observers:
             if isinstance(observer, HubStreamObserver):
                 await self._manager.drain(KNOWN_S)

@@ -19,9 +19,9 @@ __all__ = ["HUB", "Restored", "restored_from"]
 
 T = StreamEventType
 HUB = "hub"  # the field of a record's settings that says that a hub wrote it
-LAST_EVENTS = 200_000  # in which what was recorded and not acknowledged is looked for
+LAST_EVENTS = 200_000  # that are read to find what was recorded and not acknowledged
 STALE_S = 24 * 3600.0  # what was open so long ago is not open any more
-MOST_PARENTS = 16
+MOST_PARENTS = 16  # records that are read for it
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Restored:
     """What a hub begins with, if there was one before it.
 
     Attributes:
-        parent: the name of the last record; None: there is none.
+        parent: the name of the last record; None: the directory has no record of a hub.
         recorded: the last `seq` in the record, by run and source, of what was recorded lately.
         open: the `run_start` of each run that was open, and then a snapshot of each of its open chains.
         notes: what is worth saying, a sentence each.

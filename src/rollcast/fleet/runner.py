@@ -1,6 +1,6 @@
 """A runner: a process with an agent and a backend of its own that runs chains of other processes' runs.
 
-It knows nothing of what brings it its orders; under Ray it is an actor.
+It does not know who gives it orders; under Ray it is an actor.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Runner:
         self._parts: dict[str, _Part] = {}
 
     async def start(self, order: RunnerOrder) -> RunnerAbout:
-        """Load the agent. What is wrong with it is told in the answer."""
+        """Load the agent. If it cannot be loaded, `refusal` in the answer says why."""
         here = RunnerAbout(socket.gethostname(), os.getpid())
         if order.version != __version__:
             return msgspec.structs.replace(
@@ -98,7 +98,7 @@ class Runner:
         return msgspec.structs.replace(here, source=source, backend=backend.name, model=backend.model_name)
 
     async def watch(self) -> None:
-        """Never return: who waits for this learns at once when the process dies."""
+        """Never return: whoever waits for this learns at once when the process dies."""
         await asyncio.Event().wait()
 
     async def play(self, run: RunOrder, order: ChainOrder) -> Trajectory:
@@ -111,13 +111,13 @@ class Runner:
         return msgspec.structs.replace(trajectory, row={})
 
     async def cancel(self, run_id: str, chain_id: str) -> None:
-        """Cancel a chain; its `play` returns soon. Ids that are unknown or over are ignored."""
+        """Cancel a chain; its `play` returns soon. A chain that is unknown, or over, is ignored."""
         part = self._parts.get(run_id)
         if part is not None:
             part.tasks.cancel(chain_id)
 
     async def end_run(self, run_id: str, status: RunStatus) -> bool:
-        """End this runner's part in a run, and wait until its events are delivered. False if it had none, or a silent one."""
+        """End this runner's part in a run, and wait until its events are delivered. False if it had no part, or one without events."""
         part = self._parts.pop(run_id, None)
         if part is not None:
             await part.end(status)

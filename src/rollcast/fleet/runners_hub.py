@@ -17,7 +17,7 @@ from rollcast.stream import StreamingManager
 __all__ = ["RunnersHub", "environment_of_hub"]
 
 LOOK_S = 0.02
-READ_S = 2.0  # how long after a runner's death what it had sent may take to be read
+READ_S = 2.0  # how long reading what a runner had sent may take after its death
 
 
 def environment_of_hub() -> dict[str, str]:
@@ -57,7 +57,7 @@ class RunnersHub:
         await self._hub.aclose()
 
     def died(self, source: str) -> None:
-        """A runner is dead: once everything is read that it sent, what it left open is closed as lost.
+        """A runner is dead: once everything that it sent is read, what it left open is closed as lost.
 
         Its part of a run counts as completed, since its chains run again elsewhere.
         """
@@ -67,7 +67,7 @@ class RunnersHub:
 
     async def _close_part_of(self, source: str) -> None:
         give_up = time.monotonic() + READ_S
-        while self._hub.intake.is_connected(source):
+        while self._hub.intake.producers.is_connected(source):
             if time.monotonic() >= give_up:
                 break
             await asyncio.sleep(LOOK_S)
@@ -80,7 +80,7 @@ class RunnersHub:
             Those that had not within `timeout` seconds; their parts are closed as those of the dead are.
         """
         give_up = time.monotonic() + timeout
-        while late := [source for source in sources if not self._hub.intake.has_ended(run_id, source)]:
+        while late := [source for source in sources if not self._hub.intake.runs.has_ended(run_id, source)]:
             if time.monotonic() >= give_up:
                 break
             await asyncio.sleep(LOOK_S)

@@ -1,4 +1,4 @@
-"""Looks at each event that a producer publishes: whether it is one, whether this producer may say it, and whether it may come here. Pure."""
+"""Checks what a producer publishes: whether it is an event, whether this producer may publish it, and whether it may come now. Pure."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class _RefusedEventError(Exception):
 
 
 class Scrutiny:
-    """Looks at the events of one `publish`.
+    """Checks the events of one `publish`.
 
     Args:
         source, process: whose events they are.
-        recorded: of a hub that was restarted: the last `seq` that its record has of each run and source.
-        ended: the latest runs that ended, by run and source: of which process.
+        recorded: after a restart of the hub, the last `seq` that its record has of each run and source; otherwise empty.
+        ended: see `OpenRuns.ended`.
 
     Attributes:
-        holes: what was left out of it.
+        holes: the events that were left out.
         refused: what was not taken, a sentence for each cause.
     """
 
@@ -58,12 +58,12 @@ class Scrutiny:
         self._ended = ended
 
     def accepted(self, number: int, line: bytes) -> StreamEvent | None:
-        """The event, if the hub does not have it and the producer may say it here; otherwise it is refused, or dropped."""
+        """The event; None if it is refused, or if the hub has it already."""
         event: StreamEvent | None = None
         try:
             event = decode_unchecked(line)
             run = self._process.runs.get(event.run_id)
-            # The names of a chain that is known were looked at before.
+            # The names of a chain that is known were checked before.
             is_new = run is None or event.chain_id not in run.chains or event.event_type is T.GAP
             if is_new or event.source != self._source.name or not 0 <= event.seq <= MOST_SEQ:
                 self._check_place(event)
@@ -86,7 +86,10 @@ class Scrutiny:
         return None
 
     def _is_recorded(self, event: StreamEvent) -> bool:
-        """Whether a hub that was restarted has it. A snapshot is not numbered: it has text that nobody watched meanwhile."""
+        """Whether the record of a hub that was restarted has it.
+
+        A snapshot never counts as recorded, whatever its `seq`: it may have text that nobody watched while the hub was away.
+        """
         if not self._process.before or event.event_type is T.CHAIN_SNAPSHOT:
             return False
         return event.seq <= self._recorded.get((event.run_id, event.source), -1)
@@ -109,7 +112,6 @@ class Scrutiny:
 
         Raises:
             _RefusedEventError: it is not.
-            DecodeError: its place is none.
         """
         if event.source != self._source.name:
             raise _RefusedEventError(
@@ -167,7 +169,7 @@ class Scrutiny:
             )
 
     def _check_order(self, run: Run | None, event: StreamEvent) -> None:
-        """Raise if the event may not come here, since viewers stop at the first that breaks the grammar.
+        """Raise if the event may not come now: viewers stop at the first event that breaks the grammar.
 
         Raises:
             GrammarError: it may not.

@@ -9,9 +9,11 @@ from rollcast.records import GrammarChecker
 from rollcast.serve.publishing import ProducerLink
 from rollcast.text import printable_line
 
-__all__ = ["Process", "Run", "Source", "shown"]
+__all__ = ["Key", "Process", "Run", "Source", "shown"]
 
-SHOWN = 80
+SHOWN = 80  # characters of a name in a sentence
+
+Key = tuple[str, str]  # source and epoch
 
 
 class Run:
@@ -33,8 +35,8 @@ class Process:
         last: the number of the last event that was taken; None: none was, and the next number may be any.
         acked: the number of the last event that is safe.
         runs: those that are open.
-        before: the hub knew it before it was restarted, and may have recorded events of it that were not acknowledged.
-        lost_at: when its open chains are given up; None: it may come back.
+        before: whether the hub knew it before a restart, and may have recorded events of it that were not acknowledged.
+        lost_at: the monotonic time in seconds at which its open chains are given up; None: it may come back.
     """
 
     def __init__(self, acked: int | None) -> None:
@@ -47,7 +49,17 @@ class Process:
 
 
 class Source:
-    """A producer, with the counts that `Intake.rows` tells."""
+    """A producer, with the counts that `Producers.rows` tells.
+
+    Attributes:
+        epoch: of the process that connected last.
+        link: its connection; None if it has none.
+        connected_at, heard_at: monotonic times in seconds.
+        clock_s: how many seconds the producer's clock is ahead of the hub's; None if it did not tell its time.
+        events, duplicates, missing: how many were taken, came again, or were left out by the producer.
+        refused: how many were not taken, by cause.
+        epochs: its processes.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name

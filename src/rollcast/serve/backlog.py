@@ -1,9 +1,11 @@
 """What a producer's hub does not have yet: in memory, and, beyond what fits there, in a local record. Used on the producer's thread.
 
-put ──▶ outbox ──────────────▶ hub
-│ ▲
-too much  ▼ │ as the hub takes it
-local record (spool.py)
+    put ──▶ outbox ──────────────▶ hub
+               │ ▲
+     too much  ▼ │ as the hub takes it
+          local record (spool.py)
+
+An event leaves the outbox when the hub acknowledges it. When the hub has a whole record, it is removed, unless the hub keeps none itself.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ class Backlog:
         make_spool: makes the local record.
         memory_bytes: how many bytes of events may be in memory.
         directory: of records.
-        shut: called with whether tokens are not to be made for now.
+        shut: called with True if no more tokens are to be made for now, and with False if they are wanted again.
         say: tells the user something, once.
         hub: the address of the hub, for messages.
 
@@ -57,9 +59,8 @@ class Backlog:
         self._say = say
         self._hub = hub
         self._spool: Spool | None = None
-        self._read_at = (
-            0  # a position in the local record: what comes before it is in memory, or the hub has it
-        )
+        # A position in the local record: what comes before it is in memory, or the hub has it.
+        self._read_at = 0
 
     @property
     def saved(self) -> int:

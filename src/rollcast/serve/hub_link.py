@@ -100,7 +100,7 @@ class HubLink:
         self._directory = directory
         self._owner = owner
         self._handing: HandOver | None = None
-        self._looked = False  # whether what others left was seen to since the hub greeted
+        self._looked = False  # whether what others left was looked for since the hub greeted
         self._told_of_loss = False
         self._told_of_absence = False
 

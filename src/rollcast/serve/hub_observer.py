@@ -54,7 +54,7 @@ class HubStreamObserver(EncodingObserver):
             mask nothing.
 
     Raises:
-        InputError: the address cannot be one, or has a token in it, or `masker` is not a masker.
+        InputError: `url` cannot be the address of a hub, or has a token in it, or `masker` is not a masker.
     """
 
     threaded = True
@@ -199,6 +199,6 @@ def attach(manager: StreamingManager, url: str) -> None:
     """Have the manager publish to the hub that the environment names.
 
     Raises:
-        InputError: the address cannot be one, or has a token in it.
+        InputError: `url` cannot be the address of a hub, or has a token in it.
     """
     manager.add_observer(HubStreamObserver(url, source=manager.fanout.source or None))

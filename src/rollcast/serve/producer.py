@@ -41,10 +41,8 @@ __all__ = ["HubProducer", "Watching", "producer_for"]
 
 logger = logging.getLogger("rollcast.serve")
 
-MEMORY_BYTES = (
-    16 << 20
-)  # of events that the hub has not acknowledged; beyond that they go to the local record
-OVERFULL = 1.25  # times as much, which waits while the disk is slow, and then the observers' own queues fill
+MEMORY_BYTES = 16 << 20  # of events that the hub has not acknowledged; more go to the local record
+OVERFULL = 1.25  # times as much may wait while the disk is slow; after that the observers' own queues fill
 BEAT_S = 10.0  # how often the local record says that its writer lives
 DRAIN_S = 5.0  # how long the end of the process waits for a hub
 SAVE_S = 5.0  # and how long it then waits for a disk that takes nothing
@@ -193,7 +191,7 @@ class HubProducer:
                 self._thread.start()
 
     def put(self, block: Block) -> Future[None] | None:
-        """Have events published. If too much waits, a promise that is kept when there is room again: wait for it."""
+        """Have events published. If too much waits, it returns a promise that is kept when there is room again: wait for it."""
         with self.lock:
             self._inbox.append(block)
             self._inbox_bytes += len(block.data)
@@ -236,7 +234,7 @@ class HubProducer:
         """Do nothing: managers that close at the same time still publish. See `finish`."""
 
     def end(self) -> threading.Thread | None:
-        """Begin to end, for good. The thread that it gives waits until the hub has everything, for at most `drain_timeout` seconds.
+        """Begin to end, for good. The thread that it returns waits until the hub has everything, for at most `drain_timeout` seconds.
 
         What the hub does not have then is left in the local record.
         """
@@ -392,7 +390,7 @@ def producer_for(
         directory: of records; None: as `record_directory` says.
 
     Raises:
-        InputError: the address cannot be one, or has a token in it.
+        InputError: `url` cannot be the address of a hub, or has a token in it.
     """
     with _lock:
         key = (url, source or source_of_process())

@@ -75,7 +75,7 @@ WITH_SNAPSHOTS = EventFilter(types=[kind for kind in T if kind is not T.LLM_GENE
 
 
 class NoHubError(Exception):
-    """What answers is no hub that takes producers; the message is a sentence."""
+    """What answers is not a hub that takes producers; the message is a sentence."""
 
 
 class Block(msgspec.Struct, gc=False):
@@ -84,7 +84,7 @@ class Block(msgspec.Struct, gc=False):
     Attributes:
         data: their JSON, separated by commas.
         count: how many there are.
-        number: of the first; 0: they have none yet.
+        number: of the first; 0: they have no numbers yet.
     """
 
     data: bytes
@@ -124,6 +124,8 @@ class Outbox:
 
     Args:
         window: how many bytes may be sent without being acknowledged.
+        acked: the number of the last event that the hub has.
+        source, epoch: of the producer whose record is handed over; empty: the events are the sender's own.
 
     Attributes:
         waiting: blocks that have no numbers yet.
@@ -224,7 +226,7 @@ class Outbox:
         return blocks
 
     def _first(self, *, number: bool) -> Block | None:
-        """The block that is sent next, at the front of `_out`, with its number; None if there is none."""
+        """The block that is sent next, at the front of `_out`, with its number; None if nothing is left to send."""
         if not self._out and number and (block := self.take_waiting()) is not None:
             block.number = self.next_number
             self.next_number += block.count
@@ -348,6 +350,7 @@ class Publishing:
         source, host: of `Hello`.
         epoch: of `Hello`.
         clock: a monotonic clock in seconds.
+        window: see `Outbox`.
 
     Attributes:
         outbox: the producer's events.
@@ -416,7 +419,7 @@ class Publishing:
 
         Raises:
             DecodeError: it is not a frame.
-            NoHubError: what answers is no hub.
+            NoHubError: what answers is not a hub that takes producers.
         """
         try:
             frame = decode_server_frame(message)

@@ -144,7 +144,7 @@ class Spool:
 
     @property
     def position(self) -> int:
-        """After the event that was written last."""
+        """The position after the event that was written last."""
         return self._recorder.about.totals.events
 
     # -- writing -------------------------------------------------------------------------------------------------------
@@ -187,13 +187,13 @@ class Spool:
         return number + written
 
     def _tell(self) -> None:
-        """Write `handover.json`, if it does not say what is so."""
+        """Write `handover.json`, if what it says is out of date."""
         if self._told == self.numbers.pieces or not self.begun:
             return
         handover = Handover(
             hub=self._hub, source=self._source, epoch=self._epoch, numbers=self.numbers.pieces
         )
-        with suppress(OSError):  # with the next block, or beat
+        with suppress(OSError):  # it is tried again with the next block, or beat
             replace_file(self.path / HANDOVER_FILE, msgspec.json.encode(handover))
             self._told = [*self.numbers.pieces]
 
@@ -203,7 +203,7 @@ class Spool:
         self._tell()
 
     def lost(self) -> list[StreamEvent]:
-        """A `gap` for each run of which something could not be written; from now on they are the caller's."""
+        """A `gap` for each run of which something could not be written; from now on the caller keeps them."""
         return self._recorder.take_gaps()
 
     def could_not_be_read(self) -> None:
@@ -222,7 +222,7 @@ class Spool:
 
     @property
     def next_number(self) -> int:
-        """The number after that of the record's last event; 1 if there is none."""
+        """The number after that of the record's last event; 1 if the record is empty."""
         return self.numbers.at(self.position) if self.numbers.pieces else 1
 
     # -- reading -------------------------------------------------------------------------------------------------------
