@@ -164,8 +164,10 @@ async def test_with_a_hub_of_its_own_everything_goes_there(cluster, monkeypatch,
         monkeypatch.setenv("ROLLCAST_HUB", server.url)
         monkeypatch.setenv("ROLLCAST_HUB_TOKEN", "shibboleth")
         agent = BaseAgent("m", backend=ScriptedBackend("done"))
+        (publisher,) = agent.streaming_manager.observers
         async with agent, workers(cluster) as runners:
             result = await agent.run_async(1, HELLO, 4, workers=runners)
+        await asyncio.to_thread(publisher.producer.finish)  # as at the end of the process
     await manager.drain()
     assert {event.chain_id for event in capture_of(seen, "chain_end")} == {t.chain_id for t in result}
     assert len({event.source for event in seen.events}) == 3
