@@ -183,10 +183,10 @@ def test_what_chains_without_an_end_did_is_counted(tmp_path):
         copy = tmp_path / "killed"
         for _ in range(600):  # until the writer has written it
             shutil.rmtree(copy, ignore_errors=True)
-            with suppress(
-                shutil.Error
-            ):  # a file may be renamed meanwhile; then what was copied lacks something below
+            try:
                 shutil.copytree(tmp_path / "r", copy / "r", ignore=shutil.ignore_patterns("*.tmp"))
+            except shutil.Error:
+                continue  # a file was renamed meanwhile
             if (
                 (copy / "r" / "run.json").exists()
                 and figures(copy)["open_tokens"]
