@@ -1,4 +1,7 @@
-"""Producers that break every rule: what each gets is refused or bounded, and named; nobody else notices."""
+"""Producers that break every rule: what each gets is refused or bounded, and named; nobody else notices.
+
+`Honest` asserts the last part when its block ends; `acked` and `has` raise if what they wait for does not come.
+"""
 
 import asyncio
 import json

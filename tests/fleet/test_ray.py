@@ -311,7 +311,7 @@ def alive(pid):
 
 
 def wait_for(condition):
-    """Until the timeout of the test."""
+    """Wait until it holds. If it never does, the timeout of the test fails it, so this is an assertion."""
     import time
 
     while not condition():

@@ -48,7 +48,7 @@ class LastLines:
         """Have the lines printed after the sentence about the error."""
         if self._record is not None:
             self._record.say_of_failure(error)
-        if isinstance(error, KeyboardInterrupt):  # about which there is no sentence
+        if isinstance(error, KeyboardInterrupt):  # nothing is printed about it
             self._say_published()
         elif self._published is not None and (line := self._published.line()) is not None:
             error.add_note(line)

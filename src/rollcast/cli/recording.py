@@ -154,7 +154,7 @@ class RunRecord:
                 shutil.rmtree(observer.path, ignore_errors=True)
             return
         line = self._line()
-        if isinstance(error, KeyboardInterrupt):  # about which there is no sentence
+        if isinstance(error, KeyboardInterrupt):  # nothing is printed about it
             self.say()
         elif line is not None:
             error.add_note(line)

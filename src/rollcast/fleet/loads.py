@@ -26,7 +26,7 @@ class Loads:
         self._chains.pop(runner, None)
 
     def take(self) -> str | None:
-        """Give a chain to the runner that has the fewest, of several to the one that joined first; None if there is no runner."""
+        """Give a chain to the runner that has the fewest chains, or of several to the one that joined first. None without runners."""
         if not self._chains:
             return None
         runner = min(self._chains, key=self._chains.__getitem__)

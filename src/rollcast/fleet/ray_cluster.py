@@ -85,7 +85,7 @@ class RayCluster:
         A process has one connection to Ray: if the user's own code has connected already, that cluster is used.
 
         Raises:
-            WorkersError: there is no such cluster, it refuses this process, or it has another version of Ray or of Python.
+            WorkersError: no cluster can be reached at this address, it refuses this process, or it has another version of Ray or of Python.
         """
         try:
             await self._on_thread(self._connect)
@@ -131,7 +131,7 @@ class RayCluster:
             ) from None
 
     def _why_not(self, error: Exception) -> str:
-        """Why there is no connection, in a sentence."""
+        """Why the cluster cannot be reached, in a sentence."""
         text = " ".join(text_of(error).split())
         place = "a Ray cluster here" if self.local else f"the Ray cluster {self._address}"
         versions = _VERSIONS.findall(text)

@@ -97,7 +97,7 @@ class RayWorkers:
             InputError: the agent or a row cannot be sent to other processes, these workers have another agent already, or their
                 weights are not the agent's.
             MissingExtraError: Ray is not installed.
-            WorkersError: there is no such cluster, or no runner can be started.
+            WorkersError: no cluster can be reached at this address, or no runner can be started.
         """
         await self.start(agent)
         assert self._cluster is not None

@@ -71,7 +71,7 @@ class _Loop(asyncio.SelectorEventLoop):
 class HubProducer:
     """The producer of one source, for one hub.
 
-    It has a few methods more than twenty, since it stands between three kinds of threads: the observers', its own, and those that end it.
+    It has more than twenty methods, since it stands between three kinds of threads: the observers', its own, and those that end it.
 
     Args:
         dialer: of the hub.
