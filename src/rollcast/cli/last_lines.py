@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from rollcast.cli.standard_error import say
 from rollcast.errors import RollcastError
 from rollcast.text import visible
 
@@ -55,9 +54,8 @@ class LastLines:
 
     def _say_published(self) -> None:
         line = None if self._published is None else self._published.line()
-        if line is not None and sys.stderr is not None:
-            with suppress(OSError, ValueError):
-                print(line, file=sys.stderr, flush=True)
+        if line is not None:
+            say(line)
 
 
 def _published_by(manager: StreamingManager) -> _Published | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rollcast.cli.itself import quoted, this_command
-from rollcast.cli.standard_error import warn
+from rollcast.cli.standard_error import say, warn
 from rollcast.cli.wording import counted
 from rollcast.errors import InputError, RollcastError
 from rollcast.text import visible
@@ -142,9 +142,8 @@ class RunRecord:
     def say(self) -> None:
         """Print the last line on the standard error: the command that shows the record."""
         line = self._line()
-        if line is not None and sys.stderr is not None:
-            with suppress(OSError, ValueError):
-                print(line, file=sys.stderr, flush=True)
+        if line is not None:
+            say(line)
 
     def say_of_failure(self, error: RollcastError | KeyboardInterrupt) -> None:
         """Have the line printed after the sentence about the error. What failed before its first chain leaves no record."""
