@@ -20,6 +20,7 @@ from rollcast.attaching.hosts import HOSTS, Host, host_of, what_can_be_attached
 from rollcast.attaching.process import EXIT_S, all_outlets, is_interactive, outlets_of
 from rollcast.errors import InputError, RollcastError
 from rollcast.records.event import RunStatus
+from rollcast.stream.observer import inherits
 
 __all__ = ["Attach", "attach", "detach_all"]
 
@@ -72,7 +73,7 @@ class Attach:
         self, x: Any, *, manager: Any = None, record: Any = "auto", show: int = 0, serve: int | None = None
     ) -> Any:
         """See the class."""
-        if isinstance(x, Attachment):
+        if inherits(x, Attachment):
             return x
         host = host_of(x)
         if host is None:
