@@ -201,7 +201,7 @@ class Conversations:
         if parent is not None:
             group = group or parent.writer.trajectory.group_id
         if group is None:
-            prompt: Sequence[Any] = messages or [request.prompt_token_ids or []]
+            prompt: Sequence[Any] = messages or [request.prompt_token_ids]
             group = f"group_{prompt_hash(prompt)}"
         own = [name] if name is not None and parent is None else []
         writer = self.run.chain(
@@ -288,13 +288,12 @@ class Conversations:
 
     def _generate(self, talk: Talk, request: WireRequest, keys: list[bytes], *, fork: bool) -> Call:
         fresh_ids, fork = new_ids(talk, request.prompt_token_ids, fork=fork)
-        if request.model:
-            self.run.model = request.model
         generation = talk.writer.generation(
             prompt_ids=fresh_ids,
             prompt_tokens=len(request.prompt_token_ids) if request.prompt_token_ids else None,
             sampling=bounded_fields(request.sampling),
             fresh=fork,
+            model=request.model or None,
         ).start()
         talk.mark, talk.failed = None, None
         talk.text = request.prompt or ""
