@@ -17,8 +17,6 @@ from rollcast.records.openai_wire import (
 )
 from rollcast.stream.chain import ChainWriter, GenerationWriter, ToolCallWriter
 from rollcast.stream.conversation_keys import Mark, trail_of_ids, trail_of_messages, trail_of_text
-from rollcast.stream.conversation_messages import arguments_of
-from rollcast.text import well_formed
 
 __all__ = ["Call", "Talk", "new_ids"]
 
@@ -102,6 +100,16 @@ class Call:
         """The chain that it belongs to."""
         return self.talk.writer
 
+    @property
+    def tool_calls(self) -> list[ToolCallText]:
+        """The tool calls that the answer asks for; they are whole at its end."""
+        return self._parts.calls
+
+    @property
+    def told_its_end(self) -> bool:
+        """Whether the engine has said why the answer ended."""
+        return self._finish_reason is not None
+
     def wants_tokens(self) -> bool:
         """Whether anybody watches the tokens of this chain."""
         return self.talk.writer.wants(StreamEventType.LLM_GENERATION_CHUNK)
@@ -143,12 +151,9 @@ class Call:
             counted = {name: count for name in names if (count := usage.count(name)) is not None}
         generation.end(reason, **counted)
         answer = self._answer(turn.text)
-        self.talk.writer.message(answer)  # type: ignore[arg-type]  # it is one
         failed: ChainFinishReason | None = (
             "cancelled" if reason == "cancelled" else "error" if reason == "error" else None
         )
-        for part in self._parts.calls:
-            self._open_tool(part)
         self._owner.ended(self, failed, answer)
 
     def failed(self, error: BaseException | str) -> None:
@@ -282,19 +287,11 @@ class Call:
                 {
                     "id": call.id,
                     "type": "function",
-                    "function": {"name": well_formed(call.name), "arguments": well_formed(call.text)},
+                    "function": {"name": call.name, "arguments": call.text},
                 }
                 for call in self._parts.calls
             ]
         return answer
-
-    def _open_tool(self, part: ToolCallText) -> None:
-        talk = self.talk
-        call_id = part.id if part.id not in talk.writer.tools_open else None
-        tool = talk.writer.tool_call(
-            well_formed(part.name), arguments_of(well_formed(part.text)), call_id
-        ).start()
-        talk.tools[tool.record.call.call_id] = tool
 
 
 def new_ids(talk: Talk, prompt: list[int] | None, *, fork: bool) -> tuple[list[int] | None, bool]:

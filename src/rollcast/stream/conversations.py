@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextvars import Context
 from typing import Any
 
@@ -26,7 +26,7 @@ from rollcast.records.jsonable import bounded_fields
 from rollcast.records.openai_wire import WireRequest
 from rollcast.stream.conversation_call import Call, Talk, new_ids
 from rollcast.stream.conversation_keys import Mark, Trail, trail_of_ids, trail_of_messages, trail_of_text
-from rollcast.stream.conversation_messages import content_text, message_key, shown_message
+from rollcast.stream.conversation_messages import arguments_of, content_text, message_key, shown_message
 from rollcast.stream.run import RunWriter
 
 __all__ = ["Call", "Conversations"]
@@ -201,7 +201,7 @@ class Conversations:
         if parent is not None:
             group = group or parent.writer.trajectory.group_id
         if group is None:
-            prompt: Sequence[Any] = messages or [request.prompt_token_ids]
+            prompt: list[Any] = [*messages] or [request.prompt_token_ids]
             group = f"group_{prompt_hash(prompt)}"
         own = [name] if name is not None and parent is None else []
         writer = self.run.chain(
@@ -303,11 +303,16 @@ class Conversations:
         return talk.call
 
     def ended(self, call: Call, failed: ChainFinishReason | None, answer: dict[str, Any] | None) -> None:
-        """A call is over: note what its chain's next request begins with. Called by the call."""
+        """A call is over: open the tool calls that it asked for, and note what its chain's next request begins with."""
         talk = call.talk
         talk.call, talk.failed, talk.last_used = None, failed, self._clock()
         if answer is not None:
+            talk.writer.message(answer)  # type: ignore[arg-type]  # it is one
             talk.keys.append(message_key(answer))
+            for part in call.tool_calls:
+                call_id = part.id if part.id not in talk.writer.tools_open else None
+                tool = talk.writer.tool_call(part.name, arguments_of(part.text), call_id).start()
+                talk.tools[tool.record.call.call_id] = tool
         mark, talk.certain = call.mark_after(talk.keys, answered=answer is not None)
         talk.mark = mark
         if mark.length:
