@@ -67,11 +67,25 @@ class Call:
     Attributes:
         request: the request.
         talk: its chain.
+        abandoned: whether nobody reads on, though that is not written yet.
     """
 
     __slots__ = (
-        "_finish_reason", "_has_ids", "_lacks_ids", "_lacks_logprobs", "_others", "_owner", "_parts", "_reasoning", "_spans", "_usage",
-        "done", "generation", "request", "talk",
+        "_finish_reason",
+        "_has_ids",
+        "_lacks_ids",
+        "_lacks_logprobs",
+        "_others",
+        "_owner",
+        "_parts",
+        "_reasoning",
+        "_spans",
+        "_usage",
+        "abandoned",
+        "done",
+        "generation",
+        "request",
+        "talk",
     )  # fmt: skip
 
     def __init__(
@@ -82,6 +96,7 @@ class Call:
         self.request = request
         self.generation = generation
         self.done = False
+        self.abandoned = False
         self._others: dict[int, Call] = {}  # of further choices
         self._parts = CallParts()
         self._reasoning: list[str] = []
@@ -156,16 +171,16 @@ class Call:
         )
         self._owner.ended(self, failed, answer)
 
-    def failed(self, error: BaseException | str) -> None:
-        """There is no answer, or it broke off: the engine failed, or the way to it."""
+    def failed(self, error: BaseException | str, error_type: str = "") -> None:
+        """There is no answer, or it broke off: the engine failed, or the way to it. `error_type` is for an error that is text."""
         if self.done:
             return
         self.done = True
         for other in self._others.values():
-            other.failed(error)
+            other.failed(error, error_type)
         self._check_ids()
         self.talk.writer.trajectory.error = str(error)
-        self.talk.writer.error(error, "backend", goes_on=True)
+        self.talk.writer.error(error, "backend", goes_on=True, error_type=error_type)
         self.generation.end("error")
         self._owner.ended(self, "error", None)
 
