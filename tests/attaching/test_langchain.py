@@ -389,9 +389,11 @@ def test_a_chain_without_a_model_is_not_shown(watched):
 
 def test_a_tool_that_fails_is_an_error_of_the_tool(watched):
     """The model reads what the tool raised; the chain goes on."""
-    say = lambda messages: (
-        ["It failed."] if messages[-1].type == "tool" else [calls("fails", '{"a": 1, "b": 2}', "call_1")]
-    )
+
+    def say(messages):
+        asks = calls("fails", '{"a": 1, "b": 2}', "call_1")
+        return ["It failed."] if messages[-1].type == "tool" else [asks]
+
     seen = watched(lambda: agent(Model(say=say), fails).invoke(QUESTION))
     assert seen.tool("chain_0")[1]["observation"] == "error: no such number"
     assert seen.tool("chain_0")[1]["status"] == "error"
@@ -586,6 +588,12 @@ def test_it_can_be_detached_in_the_middle(watched):
     assert seen.end("chain_0")["finish_reason"] == "unknown"
 
 
+def program():
+    """What an agent's conversation came to."""
+    messages = agent(Model(say=asks_then_answers), multiply).invoke(QUESTION)["messages"]
+    return [(message.type, message.content) for message in messages]
+
+
 def results_of(program):
     """What a program says, and how it fails."""
     try:
@@ -619,10 +627,6 @@ DEFECTS = {
 )
 def test_a_defect_of_ours_does_not_reach_the_program(monkeypatch, caplog, where, defect):
     """Wherever our own code fails, the program's messages are equal to those without us, and at most one line says so."""
-    program = lambda: [
-        (m.type, m.content)
-        for m in agent(Model(say=asks_then_answers), multiply).invoke(QUESTION)["messages"]
-    ]
     alone = results_of(program)
     manager = StreamingManager()
     monkeypatch.setattr(where, DEFECTS[defect])
@@ -641,9 +645,6 @@ def test_a_defect_of_ours_does_not_reach_the_program(monkeypatch, caplog, where,
 
 def test_a_hang_of_ours_does_not_reach_the_program(monkeypatch):
     """While our thread hangs, the program goes on."""
-    program = lambda: [
-        m.content for m in agent(Model(say=asks_then_answers), multiply).invoke(QUESTION)["messages"]
-    ]
     alone, go = program(), threading.Event()
     manager = StreamingManager()
     monkeypatch.setattr("rollcast.attaching.langchain.RunTree.model_began", lambda *args: go.wait(60))

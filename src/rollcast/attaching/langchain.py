@@ -313,7 +313,7 @@ class _Hooks:
 def _picked(run_id: Any, serialized: Any, about: Mapping[str, Any]) -> Beginning:
     """What we want of a run that begins, copied."""
     known = about.get("metadata") or {}
-    path = known.get("langgraph_path") or ()
+    path: Sequence[Any] = known.get("langgraph_path") or ()
     thread = known.get("thread_id")
     name = about.get("name") or (serialized or {}).get("name") or ((serialized or {}).get("id") or [""])[-1]
     return Beginning(

@@ -134,11 +134,10 @@ def _text_of(content: Any) -> str:
 def _reasoning_of(content: Any, beside: Any) -> str:
     """The reasoning in a message: a block of its content, or what an integration puts beside that."""
     if isinstance(content, Sequence) and not isinstance(content, str):
-        texts = [
-            part.get(_REASONING.get(part.get("type"), "")) for part in content if isinstance(part, Mapping)
-        ]
-        if found := "".join(text for text in texts if isinstance(text, str)):
-            return found
+        blocks = [part for part in content if isinstance(part, Mapping)]
+        texts = [block.get(_REASONING.get(str(block.get("type")), "")) for block in blocks]
+        if whole := "".join(text for text in texts if isinstance(text, str)):
+            return whole
     if isinstance(beside, Mapping):
         found = beside.get("reasoning_content") or beside.get("reasoning")
         return found if isinstance(found, str) else ""
