@@ -12,7 +12,7 @@ import rollcast
 
 manager = rollcast.StreamingManager()
 manager.add_observer(rollcast.ConsoleStreamObserver(show_timestamps=False))
-handle = rollcast.attach.langchain(manager=manager)  # attach it: `rollcast.attach.langchain(show=8)` is enough
+handle = rollcast.attach.langchain(manager=manager)  # or just: rollcast.attach.langchain(show=8)
 
 
 class FakeModel(GenericFakeChatModel):
