@@ -124,7 +124,7 @@ def test_a_hang_fills_the_queue_and_is_said_once(caplog, until):
         watch.tell(lambda: None)
     assert not watch.on
     assert not watch.flush(0.01), "a flush does not wait for longer than it may"
-    asyncio.run(until(lambda: "hangs or is too slow" in caplog.text))
+    asyncio.run(until(lambda: "our own code hangs" in caplog.text))
     assert caplog.text.count("steps aside") == 1
     go_on.set()
     watch.close(timeout=10)
@@ -195,6 +195,15 @@ def test_closing_does_what_was_told_and_then_the_last(watch):
     assert watch.close(lambda: done.append(2), timeout=10)
     watch.tell(done.append, 3)
     assert done == [1, 2]
+
+
+def test_a_flush_after_the_end_does_not_wait():
+    """Whether the thread is still on its way out or not."""
+    for _ in range(200):
+        watch = Watch("a host")
+        watch.tell(lambda: None)
+        watch.close(timeout=10)
+        assert watch.flush(10)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
