@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "train": CORE | {"models", "tools", "rollout", "tasks"},
     "archive": CORE,
     "serve": CORE | {"archive"},
+    "proxy": CORE | {"archive", "serve", "observers", "terminal"},
 }
 MAY_SEE_ALL = {"cli", "fleet", "testing", "__init__", "__main__"}
 HEAVY = [
@@ -45,6 +46,7 @@ HEAVY = [
     "rich",
     "tokenizers",
     "websockets",
+    "aiohttp",
     "click",
     "jinja2",
     "jsonschema",
