@@ -20,6 +20,7 @@ from rollcast.proxy.counts import Counts
 from rollcast.proxy.headers import bearer, passed_on
 from rollcast.proxy.paths import Target
 from rollcast.proxy.settings import ProxySettings
+from rollcast.proxy.watching import Watched
 
 __all__ = ["GONE", "Body", "Passing", "Seen", "refused", "remove_what_was_added"]
 
@@ -116,6 +117,16 @@ class Passing:
             await self.session.close()
             self.session = None
 
+    async def knock(self) -> str | None:
+        """Why no connection to the engine can be opened now; None if one can."""
+        assert self.session is not None
+        try:
+            url = URL(self.settings.upstream + "/health", encoded=True)
+            async with self.session.get(url, timeout=aiohttp.ClientTimeout(total=5), allow_redirects=False):
+                return None
+        except GONE as error:
+            return _why(error)
+
     async def copy(
         self, request: web.Request, target: Target, body: Body, seen: Seen | None
     ) -> web.StreamResponse:
@@ -143,6 +154,71 @@ class Passing:
             raise
         finally:
             answer.close()  # does nothing to an answer that was read to its end
+
+    async def put_together(
+        self, request: web.Request, target: Target, body: bytes, watched: Watched
+    ) -> web.StreamResponse:
+        """Ask for a stream instead of a whole answer, show it while it comes, and give the caller the whole answer.
+
+        If that cannot be done, because of the engine or a fault of ours, the engine is asked again with what the caller wrote.
+        """
+        assert watched.turned is not None
+        self.counts.turned += 1
+        try:
+            answer = await self.ask(request, target, watched.turned.body, body_is_ours=True)
+        except asyncio.CancelledError:
+            self._left(watched)
+            raise
+        except GONE as error:
+            return self.unreachable(error, watched)
+        try:
+            if answer.status in _NOT_TAKEN:
+                watched.was_refused()
+            elif answer.status != 200 or answer.content_type != "text/event-stream":
+                watched.as_it_was()
+                return await self._give(request, answer, watched)
+            else:
+                response = await self._put_together(request, answer, watched)
+                if response is not None:
+                    return response
+        except asyncio.CancelledError:
+            self._left(watched)
+            raise
+        finally:
+            answer.close()
+        return await self.copy(request, target, body, watched)
+
+    async def _put_together(
+        self, request: web.Request, answer: aiohttp.ClientResponse, watched: Watched
+    ) -> web.StreamResponse | None:
+        """Read the stream, and give the whole answer; None if there is none."""
+        watched.answered(answer.status, answer.headers)
+        try:
+            async for piece in answer.content.iter_any():
+                watched.took(piece)
+                if watched.watching.off:
+                    return None
+        except GONE as error:
+            return self.unreachable(error, watched)
+        status, body = 200, watched.whole_body()
+        if watched.error_in_stream is not None:
+            status, body = watched.error_in_stream
+        if body is None:
+            watched.failed("its stream has no end; it is asked again")
+            return None
+        headers = passed_on(answer.headers.items(), _OF_A_STREAM)
+        headers += [(hdrs.CONTENT_LENGTH, str(len(body))), (hdrs.CONTENT_TYPE, "application/json")]
+        response = _Passed(status=status, headers=headers)
+        response.lacks = tuple(name for name in _MADE[:2] if name not in answer.headers)
+        self.counts.answers[status] += 1
+        await response.prepare(request)
+        try:
+            await response.write(body)
+        except aiohttp.ClientConnectionResetError:
+            self._left(watched)
+            return response
+        watched.ended()
+        return response
 
     async def ask(
         self, request: web.Request, target: Target, body: Body, *, body_is_ours: bool = False
@@ -251,6 +327,8 @@ class Passing:
             seen.left()
 
 
+_NOT_TAKEN = (400, 404, 415, 422, 501)  # an engine that does not know a field, or has no streams
+_OF_A_STREAM = frozenset(("content-length", "content-type", "cache-control", "x-accel-buffering"))
 _OF_BODY = frozenset(("content-length", "accept-encoding", "content-encoding", "expect"))
 
 

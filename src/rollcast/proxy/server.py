@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hmac
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from typing import Any, Self
@@ -16,13 +16,19 @@ except ImportError as missing:
 
 from rollcast.proxy.counts import Counts
 from rollcast.proxy.headers import bearer
+from rollcast.proxy.own import OwnPaths, same_secret
 from rollcast.proxy.passing import Passing, refused, remove_what_was_added
 from rollcast.proxy.paths import Target, target_of
 from rollcast.proxy.settings import ProxySettings
+from rollcast.proxy.watching import Caller, Watching
 
 __all__ = ["Proxy"]
 
 logger = logging.getLogger("rollcast.proxy")
+
+
+_SECRET = frozenset(("authorization", "x-api-key", "api-key"))  # sessions that these name are known by a hash
+MOST_READ = 64 << 20  # bytes of a request; a longer one is copied, and not watched
 
 
 class Proxy:
@@ -30,14 +36,18 @@ class Proxy:
 
     Args:
         settings: where it listens, and what it lets pass.
+        watching: what looks at it; None: nothing does.
 
     Attributes:
         counts: how many requests there were, and what became of them.
     """
 
-    def __init__(self, settings: ProxySettings) -> None:
+    def __init__(self, settings: ProxySettings, *, watching: Watching | None = None) -> None:
         self.settings = settings
-        self.counts = Counts()
+        self.counts = Counts() if watching is None else watching.counts
+        self.watching = watching
+        self._own = OwnPaths(settings, self.counts, watching)
+        self._sweeping: asyncio.Task[None] | None = None
         self.passing = Passing(settings, self.counts)
         self._runner: web.AppRunner | None = None
         self._port = settings.port
@@ -79,6 +89,8 @@ class Proxy:
                 f"cannot listen at {settings.host}:{settings.port}: {error.strerror or error}; give another --port"
             ) from error
         self._port = self._runner.addresses[0][1]
+        if self.watching is not None:
+            self._sweeping = asyncio.create_task(self._close_idle_chains(self.watching))
 
     async def stop(self) -> None:
         """Take no new requests, wait at most `drain_s` for the open ones, then close."""
@@ -86,6 +98,16 @@ class Proxy:
             await self._runner.cleanup()
             self._runner = None
         await self.passing.close()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
+        if self.watching is not None:
+            self.watching.close()
+
+    async def _close_idle_chains(self, watching: Watching) -> None:
+        while True:
+            await asyncio.sleep(min(self.settings.idle_s / 4, 30.0))
+            watching.close_idle()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -105,10 +127,40 @@ class Proxy:
                 counts.refused += 1
                 return refusal
             if target.kind == "own":
-                return await self._own(request, target)
+                return await self._own.answer(request, target)
+            watching = self.watching
+            if (
+                watching is not None
+                and target.kind == "generation"
+                and request.method == "POST"
+                and watching.interested
+            ):
+                return await self._watched(request, target, watching)
             return await self.passing.copy(request, target, _body_of(request), None)
         finally:
             counts.open -= 1
+
+    async def _watched(self, request: web.Request, target: Target, watching: Watching) -> web.StreamResponse:
+        """Pass on a request that somebody watches. Its body is read whole, unless it is too large."""
+        body, rest = await _read(request)
+        if rest is not None:
+            return await self.passing.copy(request, target, _together(body, rest), None)
+        watched = watching.begin(target.route, body, self._caller(request, target, watching))
+        if watched is not None and watched.turned is not None:
+            return await self.passing.put_together(request, target, body, watched)
+        return await self.passing.copy(request, target, body, watched)
+
+    def _caller(self, request: web.Request, target: Target, watching: Watching) -> Caller:
+        """Whose request it is: by its path, or by the header that names a session."""
+        name = self.settings.session_header
+        given = request.headers.get(name)
+        secret = name.lower() in _SECRET
+        if secret and name.lower() == "authorization":
+            given = bearer(given)
+        if secret and given == self.settings.listen_token:
+            given = None
+        session = watching.session_of(given, secret) if given else None
+        return Caller(session, target.chain, request.headers.get("X-Group-ID"))
 
     def _refusal(self, request: web.Request, target: Target) -> web.Response | None:
         """Why the request is not passed on; None if it is."""
@@ -141,17 +193,7 @@ class Proxy:
 
     def _is_let_in(self, request: web.Request) -> bool:
         offered = request.headers.get("X-Rollcast-Token") or bearer(request.headers.get(hdrs.AUTHORIZATION))
-        return _same(offered, self.settings.listen_token)
-
-    async def _own(self, request: web.Request, target: Target) -> web.StreamResponse:
-        return refused(404, f"the proxy has no {target.path.partition('?')[0]}")
-
-
-def _same(offered: str | None, token: str | None) -> bool:
-    """Whether the secret is the right one, compared in constant time."""
-    if token is None:
-        return False
-    return hmac.compare_digest((offered or "").encode("utf-8", "replace"), token.encode())
+        return same_secret(offered, self.settings.listen_token)
 
 
 async def _no_answer_yet(request: web.Request) -> None:
@@ -172,4 +214,24 @@ async def _after_continue(request: web.Request) -> AsyncIterator[bytes]:
     assert request.transport is not None
     request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     async for piece in request.content.iter_any():
+        yield piece
+
+
+async def _read(request: web.Request) -> tuple[bytes, AsyncIterator[bytes] | None]:
+    """The caller's body, and if it is too large to be kept, the beginning of it and the rest."""
+    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    parts, size = [], 0
+    pieces = request.content.iter_any()
+    async for piece in pieces:
+        parts.append(piece)
+        size += len(piece)
+        if size > MOST_READ:
+            return b"".join(parts), aiter(pieces)
+    return b"".join(parts), None
+
+
+async def _together(beginning: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield beginning
+    async for piece in rest:
         yield piece

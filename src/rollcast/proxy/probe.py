@@ -1,0 +1,124 @@
+"""Asks an engine what it gives, with a few requests of one or two tokens, before the first caller comes (`--probe`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from rollcast.proxy.rewriting import EngineTraits
+from rollcast.proxy.settings import ProxySettings
+from rollcast.records.openai_wire import MISSING_LOGPROB, RequestKind, SseReader, pieces_of
+
+__all__ = ["probe"]
+
+_SECONDS = 60.0
+_ASKS: dict[RequestKind, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "completions": (
+        "/v1/completions",
+        {"prompt": "1 2 3", "max_tokens": 2},
+        {"return_token_ids": True, "logprobs": 0},
+    ),
+    "chat": (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "1 2 3"}], "max_tokens": 2},
+        {"return_token_ids": True, "logprobs": True, "top_logprobs": 0},
+    ),
+}
+
+
+async def probe(settings: ProxySettings, traits: EngineTraits) -> list[str]:
+    """Find out what the engine gives on its two usual routes, and note it in `traits`.
+
+    Returns:
+        A sentence for each route, and one if there is no engine.
+    """
+    headers = {} if settings.upstream_key is None else {"Authorization": f"Bearer {settings.upstream_key}"}
+    timeout = aiohttp.ClientTimeout(total=_SECONDS)
+    async with aiohttp.ClientSession(
+        settings.upstream, headers=headers, timeout=timeout, trust_env=False
+    ) as session:
+        try:
+            model = await _model(session)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            return [f"the engine cannot be asked what it gives: {error or type(error).__name__}"]
+        return [await _route(session, kind, model, traits) for kind in _ASKS]
+
+
+async def _model(session: aiohttp.ClientSession) -> str | None:
+    async with session.get("/v1/models") as answer:
+        try:
+            found = msgspec.json.decode(await answer.read())
+            return str(found["data"][0]["id"])
+        except (msgspec.DecodeError, KeyError, IndexError, TypeError):
+            return None
+
+
+async def _route(
+    session: aiohttp.ClientSession, kind: RequestKind, model: str | None, traits: EngineTraits
+) -> str:
+    path, asked, more = _ASKS[kind]
+    fields = asked if model is None else {"model": model} | asked
+    try:
+        async with session.post(path, json=fields) as answer:
+            body = await answer.read()
+            if answer.status != 200:
+                return f"{path}: the engine answers {answer.status}"
+        whole = msgspec.json.decode(body)
+        if not isinstance(whole, dict):
+            return f"{path}: the engine's answer is not a JSON object"
+        traits.learn_whole(kind, whole)
+        found = await _stream(
+            session,
+            path,
+            fields | {"stream": True, "stream_options": {"include_usage": True}} | more | {"top_k": 1},
+        )
+        if found is None:  # perhaps it is only top_k that it does not know
+            found = await _stream(session, path, fields | {"stream": True} | more)
+    except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        return f"{path}: the engine gave no answer to a probe: {str(error) or type(error).__name__}"
+    if found is None:
+        while traits.routes[kind].takes:
+            traits.was_refused(kind)
+        return f"{path}: text only; the engine refuses what asks for token ids and log-probabilities"
+    return f"{path}: {_words(kind, traits, *found)}"
+
+
+async def _stream(
+    session: aiohttp.ClientSession, path: str, fields: dict[str, Any]
+) -> tuple[bool, list[float]] | None:
+    """Whether a stream has token ids, and its log-probabilities; None if the engine refuses it."""
+    async with session.post(path, json=fields) as answer:
+        if answer.status != 200:
+            return None
+        reader, ids, logprobs = SseReader(), False, list[float]()
+        async for data in answer.content.iter_any():
+            for payload in reader.feed(data):
+                for piece in pieces_of(payload):
+                    if piece.error is not None:
+                        return None
+                    ids = ids or piece.token_ids is not None
+                    logprobs += piece.logprobs or ()
+    return ids, logprobs
+
+
+def _words(kind: RequestKind, traits: EngineTraits, ids: bool, logprobs: list[float]) -> str:
+    """What was seen, in a few words; with `top_k=1` a processed log-probability is 0."""
+    takes = traits.routes[kind].takes
+    known = [value for value in logprobs if value > MISSING_LOGPROB]
+    if not ids:
+        takes.discard("token_ids")
+    if not known:
+        takes.discard("logprobs")
+    raw = any(abs(value) > 1e-3 for value in known)
+    of_what = (
+        "raw, as before temperature and top-k"
+        if raw
+        else "processed, of the distribution that is sampled from"
+    )
+    parts = [
+        "tokens" if ids else "no token ids",
+        f"log-probabilities ({of_what})" if known else "no log-probabilities",
+    ]
+    return ", ".join(parts)
