@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "train": CORE | {"models", "tools", "rollout", "tasks"},
     "archive": CORE,
     "serve": CORE | {"archive"},
-    "proxy": CORE | {"archive", "serve", "observers", "terminal"},
+    "attaching": CORE | {"archive", "observers", "serve", "terminal"},
+    "proxy": CORE | {"archive", "observers", "serve", "terminal"},
 }
 MAY_SEE_ALL = {"cli", "fleet", "testing", "__init__", "__main__"}
 HEAVY = [
@@ -46,12 +47,14 @@ HEAVY = [
     "rich",
     "tokenizers",
     "websockets",
-    "aiohttp",
     "click",
     "jinja2",
     "jsonschema",
     "prometheus_client",
     "opentelemetry",
+    "aiohttp",
+    "openai",
+    "langchain_core",
 ]
 
 
@@ -175,6 +178,7 @@ def test_public_names():
 
 PUBLIC = {
     "__version__",
+    "attach",
     "AsyncGeneratorStreamObserver",
     "BaseAgent",
     "CallbackStreamObserver",
