@@ -20,6 +20,13 @@ from rollcast.proxy.paths import Target
 from rollcast.proxy.settings import ProxySettings
 from rollcast.proxy.watching import Watching
 
+try:
+    from rollcast.proxy.metrics import exposition
+except MissingExtraError as error:
+    _lacking: str | None = str(error)
+else:
+    _lacking = None
+
 __all__ = ["OwnPaths", "same_secret"]
 
 MOST_READ = 1 << 20  # bytes of a reward
@@ -74,10 +81,8 @@ class OwnPaths:
         token = self._settings.listen_token
         if token is not None and not same_secret(_offered(request), token):
             return refused(401, "/rollcast/metrics needs the proxy's --listen-token", "wrong_token")
-        try:
-            from rollcast.proxy.metrics import exposition  # noqa: PLC0415  (an extra)
-        except MissingExtraError as missing:
-            return refused(501, str(missing), "extra_missing")
+        if _lacking is not None:
+            return refused(501, _lacking, "extra_missing")
         body, kind = exposition(self._counts)
         return web.Response(body=body, headers={hdrs.CONTENT_TYPE: kind})
 

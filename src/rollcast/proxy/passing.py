@@ -173,7 +173,7 @@ class Passing:
             return self.unreachable(error, watched)
         try:
             if answer.status in _NOT_TAKEN:
-                watched.was_refused()
+                watched.was_refused(await _beginning(answer))
             elif answer.status != 200 or answer.content_type != "text/event-stream":
                 watched.as_it_was()
                 return await self._give(request, answer, watched)
@@ -208,7 +208,7 @@ class Passing:
             return None
         headers = passed_on(answer.headers.items(), _OF_A_STREAM)
         headers += [(hdrs.CONTENT_LENGTH, str(len(body))), (hdrs.CONTENT_TYPE, "application/json")]
-        response = _Passed(status=status, headers=headers)
+        response = _Passed(status=status, headers=watched.in_order(headers))
         response.lacks = tuple(name for name in _MADE[:2] if name not in answer.headers)
         self.counts.answers[status] += 1
         await response.prepare(request)
@@ -330,6 +330,15 @@ class Passing:
 _NOT_TAKEN = (400, 404, 415, 422, 501)  # an engine that does not know a field, or has no streams
 _OF_A_STREAM = frozenset(("content-length", "content-type", "cache-control", "x-accel-buffering"))
 _OF_BODY = frozenset(("content-length", "accept-encoding", "content-encoding", "expect"))
+
+
+async def _beginning(answer: aiohttp.ClientResponse) -> bytes:
+    """What an engine says of a request that it refuses."""
+    try:
+        async with asyncio.timeout(5):
+            return await answer.content.read(1 << 16)
+    except GONE:
+        return b""
 
 
 def _once() -> aiohttp.ClientMiddlewareType:

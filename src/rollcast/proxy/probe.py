@@ -7,9 +7,9 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from rollcast.proxy.rewriting import EngineTraits
+from rollcast.proxy.rewriting import CallTraits, EngineTraits
 from rollcast.proxy.settings import ProxySettings
-from rollcast.records.openai_wire import MISSING_LOGPROB, RequestKind, SseReader, pieces_of
+from rollcast.records.openai_wire import MISSING_LOGPROB, RequestKind, SseReader, pieces_of, request_of
 
 __all__ = ["probe"]
 
@@ -62,13 +62,14 @@ async def _route(
     fields = asked if model is None else {"model": model} | asked
     try:
         async with session.post(path, json=fields) as answer:
-            body = await answer.read()
+            body, headers = await answer.read(), [name.lower() for name in answer.headers]
             if answer.status != 200:
                 return f"{path}: the engine answers {answer.status}"
         whole = msgspec.json.decode(body)
         if not isinstance(whole, dict):
             return f"{path}: the engine's answer is not a JSON object"
-        traits.learn_whole(kind, whole)
+        call = traits.of(request_of(kind, fields))
+        call.learn(whole, list(headers))
         found = await _stream(
             session,
             path,
@@ -79,10 +80,9 @@ async def _route(
     except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError) as error:
         return f"{path}: the engine gave no answer to a probe: {str(error) or type(error).__name__}"
     if found is None:
-        while traits.routes[kind].takes:
-            traits.was_refused(kind)
+        call.takes.clear()
         return f"{path}: text only; the engine refuses what asks for token ids and log-probabilities"
-    return f"{path}: {_words(kind, traits, *found)}"
+    return f"{path}: {_words(call, *found)}"
 
 
 async def _stream(
@@ -103,14 +103,13 @@ async def _stream(
     return ids, logprobs
 
 
-def _words(kind: RequestKind, traits: EngineTraits, ids: bool, logprobs: list[float]) -> str:
+def _words(call: CallTraits, ids: bool, logprobs: list[float]) -> str:
     """What was seen, in a few words; with `top_k=1` a processed log-probability is 0."""
-    takes = traits.routes[kind].takes
     known = [value for value in logprobs if value > MISSING_LOGPROB]
     if not ids:
-        takes.discard("token_ids")
+        call.takes.discard("token_ids")
     if not known:
-        takes.discard("logprobs")
+        call.takes.discard("logprobs")
     raw = any(abs(value) > 1e-3 for value in known)
     of_what = (
         "raw, as before temperature and top-k"

@@ -31,26 +31,71 @@ class Turned:
     added: tuple[Added, ...]
 
 
+# Fields that choose what is sampled, and not which fields the answer has. Calls that differ in another are of different kinds.
+_SAMPLING = frozenset(
+    [
+        "best_of", "frequency_penalty", "ignore_eos", "length_penalty", "logit_bias", "max_completion_tokens", "max_new_tokens",
+        "max_tokens", "min_p", "min_tokens", "n", "parallel_tool_calls", "presence_penalty", "priority", "reasoning_effort",
+        "repetition_penalty", "seed", "skip_special_tokens", "stop", "stop_token_ids", "temperature", "tool_choice", "top_k", "top_p",
+        "truncate_prompt_tokens",
+    ]
+)  # fmt: skip
+_MOST_KINDS = 256  # of calls that are told apart; those beyond are never made streams
+_TAKEN_BACK: dict[str, Added] = {
+    "token_ids": "token_ids",
+    "logprobs": "logprobs",
+}  # by what an engine says of a field
+
+
 @dataclass
-class RouteTraits:
-    """What one route of the engine was seen to give.
+class CallTraits:
+    """What the engine was seen to give to calls of one kind: of one route, with the same fields in the request.
 
     Attributes:
         shape: the fields of its whole answers.
-        takes: what it takes beside `stream`; what made it refuse a request is taken out.
-        seen: which of them were seen in an answer that was asked for them.
-        told: what was said about it already.
+        takes: what it may be asked for beside the stream; what it refuses is taken out.
+        streams: whether such calls may be made streams.
+        has_usage: whether a whole answer has its usage, which a stream must then have too.
+        headers: the names of the headers of a whole answer, in lower case and in their order.
     """
 
     shape: BodyShape
-    takes: set[str]
+    takes: set[Added]
     streams: bool = True
-    seen: set[str] = field(default_factory=set)
-    told: set[str] = field(default_factory=set)
+    has_usage: bool = False
+    headers: list[str] = field(default_factory=list)
+
+    def learn(self, body: dict[str, Any], headers: list[str]) -> None:
+        """Learn from a whole answer that went through untouched."""
+        self.shape.learn(body)
+        self.has_usage = self.has_usage or isinstance(body.get("usage"), dict)
+        self.headers = headers
+
+    def in_order(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Headers in the order of a whole answer; those that such an answer did not have come last."""
+        places = {name: place for place, name in enumerate(self.headers)}
+        return sorted(headers, key=lambda header: places.get(header[0].lower(), len(places)))
+
+    def was_refused(self, why: str) -> str:
+        """The engine refused a call that was made a stream, and took the caller's own. What it is not asked for again, in a few words.
+
+        Args:
+            why: what the engine said.
+        """
+        named = {added for name, added in _TAKEN_BACK.items() if name in why and added in self.takes}
+        gone = named or set(self.takes)
+        self.takes -= gone
+        if gone:
+            return " and ".join(f"no {_WORDS[added]}" for added in sorted(gone, reverse=True))
+        self.streams = False
+        return "no streams"
+
+
+_WORDS: dict[Added, str] = {"token_ids": "token ids", "logprobs": "log-probabilities"}
 
 
 class EngineTraits:
-    """What an engine was seen to give, by route.
+    """What an engine was seen to give.
 
     Args:
         logprobs: whether to ask for log-probabilities that the caller did not ask for.
@@ -58,57 +103,47 @@ class EngineTraits:
     """
 
     def __init__(self, *, logprobs: bool = True, tools: bool = False) -> None:
-        wanted = ["token_ids", "usage", *(["logprobs"] if logprobs else [])]
+        self.wanted: set[Added] = {"token_ids", "logprobs"} if logprobs else {"token_ids"}
         self._tools = tools
-        kinds: tuple[RequestKind, ...] = ("chat", "completions", "generate")
-        self.routes = {kind: RouteTraits(BodyShape(kind), set(wanted)) for kind in kinds}
+        self._calls: dict[tuple[RequestKind, frozenset[str]], CallTraits] = {}
+        self._seen: set[tuple[RequestKind, str]] = set()
+        self._told: set[tuple[RequestKind, str]] = set()
+
+    def of(self, request: WireRequest) -> CallTraits:
+        """What is known of calls such as this one."""
+        fields = {
+            name for name, value in request.sampling.items() if value is not False and name not in _SAMPLING
+        }
+        key = request.kind, frozenset(fields | ({"tools"} if request.tools else set()))
+        known = self._calls.get(key)
+        if known is None:
+            known = CallTraits(BodyShape(request.kind), set(self.wanted))
+            if len(self._calls) < _MOST_KINDS:
+                self._calls[key] = known
+        return known
 
     def may_turn(self, request: WireRequest) -> bool:
         """Whether a request that does not stream can be made a stream so that its answer is the same.
 
-        The first whole answer of a route goes through untouched: from it the fields of the others are known.
+        The first whole answer to a kind of call goes through untouched: from it the fields of the others are known.
         """
-        route = self.routes[request.kind]
-        return (
-            not request.stream
-            and request.lacks is None
-            and route.streams
-            and route.shape.answers > 0
-            and (self._tools or not request.tools)
-        )
-
-    def learn_whole(self, kind: RequestKind, body: dict[str, Any]) -> None:
-        """Learn from a whole answer that went through untouched."""
-        self.routes[kind].shape.learn(body)
+        if request.stream or request.lacks is not None or (request.tools and not self._tools):
+            return False
+        call = self.of(request)
+        return call.streams and call.shape.answers > 0
 
     def saw(self, kind: RequestKind, piece: Piece) -> None:
         """Note what a piece had."""
-        seen = self.routes[kind].seen
         if piece.token_ids is not None:
-            seen.add("token_ids")
+            self._seen.add((kind, "token_ids"))
         if piece.logprobs is not None:
-            seen.add("logprobs")
+            self._seen.add((kind, "logprobs"))
 
-    def was_refused(self, kind: RequestKind) -> str:
-        """The engine refused a request that was made a stream. It is asked for less the next time; what that is, in a few words."""
-        route = self.routes[kind]
-        for name, words in (
-            ("logprobs", "log-probabilities"),
-            ("token_ids", "token ids"),
-            ("usage", "the usage"),
-        ):
-            if name in route.takes:
-                route.takes.discard(name)
-                return f"no {words}"
-        route.streams = False
-        return "no streams"
-
-    def lacking(self, kind: RequestKind, asked: Iterable[str]) -> list[str]:
-        """What an answer with text did not have although it was asked for, each named once for a route."""
-        route = self.routes[kind]
-        lacks = [name for name in asked if name not in route.seen and name not in route.told]
-        route.told.update(lacks)
-        return lacks
+    def lacking(self, kind: RequestKind, asked: Iterable[Added]) -> list[str]:
+        """What answers on a route did not have although they were asked for it, in words; each once."""
+        lacks = [name for name in asked if (kind, name) not in self._seen and (kind, name) not in self._told]
+        self._told.update((kind, name) for name in lacks)
+        return [_WORDS[name] for name in lacks]
 
 
 def turned(body: bytes, request: WireRequest, traits: EngineTraits) -> Turned:
@@ -120,17 +155,18 @@ def turned(body: bytes, request: WireRequest, traits: EngineTraits) -> Turned:
         traits: of the engine.
     """
     fields: dict[str, Any] = json.loads(body)
-    takes = traits.routes[request.kind].takes
+    takes = traits.of(request).takes
     added: list[Added] = []
     fields["stream"] = True
-    if "usage" in takes and not fields.get("stream_options"):
+    if not fields.get("stream_options"):
         fields["stream_options"] = {"include_usage": True}
     if request.kind == "generate":  # its chunks have ids anyway
         return Turned(_encoded(fields), ())
     if "token_ids" in takes and not fields.get("return_token_ids"):
         fields["return_token_ids"] = True
         added.append("token_ids")
-    if "logprobs" in takes and fields.get("logprobs") in (None, False):
+    asked = fields.get("logprobs")
+    if "logprobs" in takes and (asked is None or asked is False):  # 0 asks for those of the sampled tokens
         if request.kind == "chat":
             fields["logprobs"] = True
             fields.setdefault("top_logprobs", 0)

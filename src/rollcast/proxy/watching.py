@@ -37,7 +37,6 @@ __all__ = ["Caller", "Watched", "Watching"]
 logger = logging.getLogger("rollcast.proxy")
 
 MOST_KEPT = 64 << 20  # bytes of a whole answer that are kept to be read at its end
-_WORDS = {"token_ids": "token ids", "logprobs": "log-probabilities"}
 
 R = TypeVar("R")
 
@@ -144,14 +143,14 @@ class Watching:
         )
 
     def begin(self, route: str, body: bytes, caller: Caller) -> Watched | None:
-        """Take a request; None if it is no request that can be watched."""
+        """Take a request; None if it cannot be watched."""
+        return self.guarded(self._begin, route, body, caller)
+
+    def _begin(self, route: str, body: bytes, caller: Caller) -> Watched | None:
         try:
             request = request_of(route, body)
         except InputError:
             return None  # the engine says what is wrong with it
-        return self.guarded(self._begin, request, body, caller)
-
-    def _begin(self, request: WireRequest, body: bytes, caller: Caller) -> Watched:
         call = self._talks(request).begin(
             request, session=caller.session, group=caller.group, chain=caller.chain
         )
@@ -159,9 +158,11 @@ class Watching:
         if self._showing is not None:
             self._showing.began(call.chain_id)
         watched = Watched(self, call, request)
-        if self.traits.may_turn(request) and call.wants_tokens():
-            watched.turned = turned(body, request, self.traits)
-            watched.answer = Answer(request.kind, self.traits.routes[request.kind].shape)
+        if not request.stream and self.traits.may_turn(request) is True and call.wants_tokens():
+            made = turned(body, request, self.traits)
+            if made.body.__class__ is not bytes:
+                raise TypeError(f"a request was made {type(made.body).__name__}; expected bytes")
+            watched.turned, watched.answer = made, Answer(request.kind, self.traits.of(request).shape)
         return watched
 
     def _talks(self, request: WireRequest | None = None) -> Conversations:
@@ -245,10 +246,12 @@ class Watched:
     _size: int = 0
     _encoded: bool = False
     _said: bool = False  # whether there was any text
+    _usage: bool = False  # whether the engine counted the tokens
     _status: int = 0
+    _headers: list[str] = field(default_factory=list)
     _over: bool = False
-    _in_doubt: bool = (
-        False  # the engine refused the request as it was changed, and perhaps refuses the caller's own too
+    _doubt: str | None = (
+        None  # why the engine refused the request as it was changed; perhaps it refuses the caller's own too
     )
     error_in_stream: tuple[int, bytes] | None = None
 
@@ -274,16 +277,16 @@ class Watched:
         """The caller has left."""
         self.watching.guarded(self._left)
 
-    def was_refused(self) -> None:
+    def was_refused(self, why: bytes) -> None:
         """The engine refused the request as it was changed."""
-        self.watching.guarded(self._was_refused)
+        self.watching.guarded(self._was_refused, why)
 
-    def _was_refused(self) -> None:
-        self._in_doubt = True
+    def _was_refused(self, why: bytes) -> None:
+        self._doubt = why.decode("utf-8", "replace")
         self.as_it_was()
 
-    def _note_refusal(self) -> None:
-        less = self.watching.traits.was_refused(self.request.kind)
+    def _note_refusal(self, why: str) -> None:
+        less = self.watching.traits.of(self.request).was_refused(why)
         logger.warning(
             "the engine refuses what the proxy adds to a watched request on the route of %s; it was sent again as it was, and the next "
             "ones ask for %s",
@@ -295,9 +298,9 @@ class Watched:
 
     def _answered(self, status: int, headers: Any) -> None:
         self._status = status
-        if self._in_doubt and status < 400:  # else the caller's own request was refused
-            self._in_doubt = False
-            self._note_refusal()
+        self._headers = [name.lower() for name in headers]
+        if self._doubt is not None and status < 400:  # else the caller's own request was refused
+            self._note_refusal(self._doubt)
         kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
         self._encoded = headers.get("Content-Encoding", "identity").lower() != "identity"
         if status == 200 and kind == "text/event-stream" and not self._encoded:
@@ -325,6 +328,8 @@ class Watched:
                 answer.add(piece)
             if piece.text or piece.reasoning:
                 self._said = True
+            if piece.usage is not None:
+                self._usage = True
             traits.saw(self.request.kind, piece)
             call.piece(piece)
 
@@ -354,16 +359,16 @@ class Watched:
             self._status = 0
             return
         if isinstance(whole, dict):
-            self.watching.traits.learn_whole(self.request.kind, whole)
+            self.watching.traits.of(self.request).learn(whole, self._headers)
             self._pieces(whole_answer_pieces(whole))
 
     def _say_what_lacks(self) -> None:
         if self.turned is None or not self._said:
             return
-        for name in self.watching.traits.lacking(self.request.kind, self.turned.added):
+        for words in self.watching.traits.lacking(self.request.kind, self.turned.added):
             logger.warning(
                 "the engine gives no %s on the route of %s: chains from there are shown without them",
-                _WORDS[name],
+                words,
                 self.request.kind,
             )
 
@@ -388,6 +393,13 @@ class Watched:
             return None
         return body
 
+    def in_order(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The headers of the whole answer in the engine's order."""
+        return self.watching.guarded(self._in_order, headers) or headers
+
+    def _in_order(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        return self.watching.traits.of(self.request).in_order(headers)
+
     def _whole_body(self) -> bytes | None:
         if (
             self.answer is None
@@ -395,6 +407,12 @@ class Watched:
             or self.answer.error is not None
             or not self.answer.ended
         ):
+            return None
+        call = self.watching.traits.of(self.request)
+        if call.has_usage and not self._usage:
+            call.streams = (
+                False  # it takes no `stream_options`, so its streams lack what its whole answers have
+            )
             return None
         return self.answer.body(without=self.turned.added)
 
