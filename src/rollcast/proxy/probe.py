@@ -7,13 +7,14 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from rollcast.proxy.rewriting import CallTraits, EngineTraits
+from rollcast.proxy.rewriting import EngineTraits
 from rollcast.proxy.settings import ProxySettings
-from rollcast.records.openai_wire import MISSING_LOGPROB, RequestKind, SseReader, pieces_of, request_of
+from rollcast.records.openai_wire import RequestKind, SseReader, pieces_of, request_of
 
 __all__ = ["probe"]
 
 _SECONDS = 60.0
+_STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 _ASKS: dict[RequestKind, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "completions": (
         "/v1/completions",
@@ -68,21 +69,32 @@ async def _route(
         whole = msgspec.json.decode(body)
         if not isinstance(whole, dict):
             return f"{path}: the engine's answer is not a JSON object"
-        call = traits.of(request_of(kind, fields))
-        call.learn(whole, list(headers))
-        found = await _stream(
-            session,
-            path,
-            fields | {"stream": True, "stream_options": {"include_usage": True}} | more | {"top_k": 1},
-        )
-        if found is None:  # perhaps it is only top_k that it does not know
-            found = await _stream(session, path, fields | {"stream": True} | more)
+        traits.of(request_of(kind, fields)).learn(whole, headers)
+        found = await _first_taken(session, path, fields | _STREAM, more)
     except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError) as error:
         return f"{path}: the engine gave no answer to a probe: {str(error) or type(error).__name__}"
+    wanted = traits.wanted[kind]
     if found is None:
-        call.takes.clear()
-        return f"{path}: text only; the engine refuses what asks for token ids and log-probabilities"
-    return f"{path}: {_words(call, *found)}"
+        wanted.clear()
+        return f"{path}: no streams with usage, so calls that do not stream are shown when they are whole"
+    ids, logprobs = found
+    if not ids:
+        wanted.discard("token_ids")
+    if not logprobs:
+        wanted.discard("logprobs")
+    return f"{path}: {_words(ids, logprobs)}"
+
+
+async def _first_taken(
+    session: aiohttp.ClientSession, path: str, fields: dict[str, Any], more: dict[str, Any]
+) -> tuple[bool, list[float]] | None:
+    """What the engine gives if it is asked for everything, or for as much as it does not refuse; None if it refuses the stream itself."""
+    without_ids = {name: value for name, value in more.items() if name != "return_token_ids"}
+    for asked in (more | {"top_k": 1}, more, without_ids, {"return_token_ids": True}, {}):
+        found = await _stream(session, path, fields | asked)
+        if found is not None:
+            return found
+    return None
 
 
 async def _stream(
@@ -103,21 +115,13 @@ async def _stream(
     return ids, logprobs
 
 
-def _words(call: CallTraits, ids: bool, logprobs: list[float]) -> str:
+def _words(ids: bool, logprobs: list[float]) -> str:
     """What was seen, in a few words; with `top_k=1` a processed log-probability is 0."""
-    known = [value for value in logprobs if value > MISSING_LOGPROB]
-    if not ids:
-        call.takes.discard("token_ids")
-    if not known:
-        call.takes.discard("logprobs")
-    raw = any(abs(value) > 1e-3 for value in known)
+    raw = any(abs(value) > 1e-3 for value in logprobs)
     of_what = (
         "raw, as before temperature and top-k"
         if raw
         else "processed, of the distribution that is sampled from"
     )
-    parts = [
-        "tokens" if ids else "no token ids",
-        f"log-probabilities ({of_what})" if known else "no log-probabilities",
-    ]
-    return ", ".join(parts)
+    known = f"log-probabilities ({of_what})" if logprobs else "no log-probabilities"
+    return f"{'token ids' if ids else 'no token ids'}, {known}"

@@ -100,10 +100,15 @@ class EngineTraits:
     Args:
         logprobs: whether to ask for log-probabilities that the caller did not ask for.
         tools: whether chat calls with tools are made streams too; engines parse the tool calls of a stream with other code.
+
+    Attributes:
+        wanted: by route, what new kinds of calls ask for beside the stream.
     """
 
     def __init__(self, *, logprobs: bool = True, tools: bool = False) -> None:
-        self.wanted: set[Added] = {"token_ids", "logprobs"} if logprobs else {"token_ids"}
+        wanted: set[Added] = {"token_ids", "logprobs"} if logprobs else {"token_ids"}
+        kinds: tuple[RequestKind, ...] = ("chat", "completions", "generate")
+        self.wanted = {kind: set(wanted) for kind in kinds}
         self._tools = tools
         self._calls: dict[tuple[RequestKind, frozenset[str]], CallTraits] = {}
         self._seen: set[tuple[RequestKind, str]] = set()
@@ -117,7 +122,7 @@ class EngineTraits:
         key = request.kind, frozenset(fields | ({"tools"} if request.tools else set()))
         known = self._calls.get(key)
         if known is None:
-            known = CallTraits(BodyShape(request.kind), set(self.wanted))
+            known = CallTraits(BodyShape(request.kind), set(self.wanted[request.kind]))
             if len(self._calls) < _MOST_KINDS:
                 self._calls[key] = known
         return known

@@ -649,14 +649,14 @@ class GenerationWriter:
             text = _checked_text(text)
         if not text and not token_ids and not logprobs:  # such as a last chunk with only a finish reason
             self._must_have_begun()
-            return None
+            return
         if turn.ttft_s is None:
             self._must_have_begun()
             turn.ttft_s = time.perf_counter() - self._began
         if route is None:  # streaming is off
             if turn.finish_reason is None:
                 turn.append(text, token_ids, logprobs, policy_version)
-            return None
+            return
         if logprobs and len(logprobs) != len(token_ids or ()):
             raise _unequal(token_ids, logprobs)
         run = self._run
@@ -665,7 +665,7 @@ class GenerationWriter:
         lock.acquire()  # half of what `with` costs
         try:
             if turn.finish_reason is not None:
-                return None
+                return
             offset = turn.chars
             turn.append(text, token_ids, logprobs, policy_version)
             targets = route.chunk
@@ -684,7 +684,7 @@ class GenerationWriter:
                     ids, logs, shared = only_of(token_ids, int), only_of(logprobs, float), len(targets) > 1
                     waiting = WaitingChunk(place, text, offset, ids, logs, turn.step, depth, seq, now, shared)
                     fanout.publish_waiting_locked(waiting, targets, size)
-                    return None
+                    return
                 else:
                     kind, data = StreamEvent, {"content": text, "offset": offset}
                     if token_ids is not None:
