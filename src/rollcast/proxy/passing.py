@@ -200,7 +200,7 @@ class Passing:
                     return None
         except GONE as error:
             return self.unreachable(error, watched)
-        status, body = 200, watched.whole_body()
+        status, body = 200, watched.whole_body()  # what came last is read, too
         if watched.error_in_stream is not None:
             status, body = watched.error_in_stream
         if body is None:

@@ -43,7 +43,7 @@ async def probe(settings: ProxySettings, traits: EngineTraits) -> list[str]:
         try:
             model = await _model(session)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            return [f"the engine cannot be asked what it gives: {error or type(error).__name__}"]
+            return [f"the engine cannot be asked what it gives: {str(error) or type(error).__name__}"]
         return [await _route(session, kind, model, traits) for kind in _ASKS]
 
 

@@ -6,10 +6,12 @@ copy. An answer that was to be put together again is then asked for anew, untouc
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -30,12 +32,14 @@ from rollcast.records.openai_wire import (
 )
 from rollcast.stream import StreamingManager
 from rollcast.stream.conversations import Call, Conversations
-from rollcast.stream.run import RunWriter
+from rollcast.stream.run import RunAbout, RunWriter
 
 __all__ = ["Caller", "Watched", "Watching"]
 
 logger = logging.getLogger("rollcast.proxy")
 
+LOOK_S = 0.02
+MOST_AT_ONCE_S = 0.002
 MOST_KEPT = 64 << 20  # bytes of a whole answer that are kept to be read at its end
 
 R = TypeVar("R")
@@ -86,7 +90,7 @@ class Watching:
         *,
         idle_s: float = 600.0,
         traits: EngineTraits | None = None,
-        about: dict[str, Any] | None = None,
+        about: RunAbout | None = None,
         showing: Showing | None = None,
     ) -> None:
         self.manager = manager
@@ -94,10 +98,12 @@ class Watching:
         self.traits = traits or EngineTraits()
         self.off = False
         self._idle_s = idle_s
-        self._about = about or {}
+        self._about: RunAbout = {} if about is None else about
         self._showing = showing
         self._run: RunWriter | None = None
         self._conversations: Conversations | None = None
+        self._to_look_at: dict[Watched, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
         # Proxies that publish to one hub name the same session alike.
         key = os.environ.get("ROLLCAST_HUB_TOKEN") or secrets.token_hex(16)
         self._key = hashlib.blake2b(key.encode(), digest_size=32).digest()
@@ -167,13 +173,14 @@ class Watching:
 
     def _talks(self, request: WireRequest | None = None) -> Conversations:
         if self._conversations is None:
-            about = {
+            about: RunAbout = {
                 "agent": "proxy",
-                "model": request.model if request is not None else "",
+                "model": "" if request is None else request.model,
                 "chains": 0,
                 "groups": 0,
             }
-            self._run = self.manager.run(**(about | self._about)).open()
+            about.update(self._about)
+            self._run = self.manager.run(**about).open()
             self._conversations = Conversations(self._run, idle_s=self._idle_s)
         return self._conversations
 
@@ -199,6 +206,24 @@ class Watching:
             return "nobody watches"
         return None
 
+    def look_soon(self, watched: Watched) -> None:
+        """Read what came of an answer within 20 ms: read together, pieces of many answers cost half, and a caller gets its bytes first."""
+        self._to_look_at[watched] = None
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look)
+
+    def _look(self) -> None:
+        """Read what waits, for at most 2 ms at a time, so that no caller waits for it."""
+        self._timer = None
+        until = time.perf_counter() + MOST_AT_ONCE_S
+        while self._to_look_at and not self.off:
+            self.guarded(self._to_look_at.popitem()[0].look)
+            if time.perf_counter() > until and self._to_look_at:
+                self._timer = asyncio.get_running_loop().call_later(MOST_AT_ONCE_S, self._look)
+                return
+        if self.off:
+            self._to_look_at.clear()
+
     def close_idle(self) -> None:
         """Close chains of which nothing was heard for long."""
         if self._conversations is not None:
@@ -210,6 +235,10 @@ class Watching:
             self._close("completed")
 
     def _close(self, status: Any) -> None:
+        self._to_look_at.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         conversations, run = self._conversations, self._run
         self._conversations = self._run = None
         for act in (
@@ -223,7 +252,7 @@ class Watching:
                     logger.debug("closing failed", exc_info=True)
 
 
-@dataclass
+@dataclass(eq=False)
 class Watched:
     """One request that somebody watches, and its answer.
 
@@ -242,6 +271,7 @@ class Watched:
     turned: Turned | None = None
     answer: Answer | None = None
     _reader: SseReader | None = None
+    _waiting: list[bytes] = field(default_factory=list)
     _kept: list[bytes] = field(default_factory=list)
     _size: int = 0
     _encoded: bool = False
@@ -262,8 +292,11 @@ class Watched:
         self.watching.guarded(self._answered, status, headers)
 
     def took(self, data: bytes) -> None:
-        """A piece of the body came."""
-        self.watching.guarded(self._took, data)
+        """A piece of the body came. It is read a little later, together with those of other answers."""
+        watching = self.watching
+        if not watching.off:
+            self._waiting.append(data)
+            watching.look_soon(self)
 
     def ended(self) -> None:
         """The body was whole."""
@@ -310,6 +343,13 @@ class Watched:
         """The request is sent as the caller wrote it after all."""
         self.turned = self.answer = self._reader = None
 
+    def look(self) -> None:
+        """Read what waits."""
+        if self._waiting:
+            data = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
+            self._waiting.clear()
+            self._took(data)
+
     def _took(self, data: bytes) -> None:
         if self._reader is not None:
             for payload in self._reader.feed(data):
@@ -336,6 +376,7 @@ class Watched:
     def _ended(self) -> None:
         if self._over:
             return
+        self.look()
         self._over = True
         if self._reader is None:
             self._read_whole()
@@ -374,6 +415,7 @@ class Watched:
 
     def _failed(self, why: str) -> None:
         if not self._over:
+            self.look()
             self._over = True
             self.call.failed(
                 f"the engine gave no answer: {why}" if not self._status else f"the engine broke off: {why}"
@@ -381,6 +423,7 @@ class Watched:
 
     def _left(self) -> None:
         if not self._over:
+            self.look()
             self._over = True
             self.call.cancelled()
 
@@ -401,6 +444,7 @@ class Watched:
         return self.watching.traits.of(self.request).in_order(headers)
 
     def _whole_body(self) -> bytes | None:
+        self.look()
         if (
             self.answer is None
             or self.turned is None
