@@ -121,14 +121,14 @@ def checked_word(word: Any, words: Any, what: str) -> None:
         raise InputError(f"{what} is {word!r}; expected one of {', '.join(get_args(words))}")
 
 
-def error_data(error: BaseException | str, where: str) -> dict[str, Any]:
-    """The payload of an `error` event.
+def error_data(error: BaseException | str, where: str, error_type: str = "") -> dict[str, Any]:
+    """The payload of an `error` event. `error_type` is for an error that is given as text.
 
     The text ends with the place in the user's own code that raised the exception, `no such city (agent.py:12)`, but not for a
     backend's error, since the code that called an engine is seldom at fault.
     """
     if isinstance(error, str):
-        return {"error": error, "error_type": "", "where": where}
+        return {"error": well_formed(error), "error_type": error_type, "where": where}
     text = text_of(error) or class_name_of(error) if where == "backend" else text_and_place(error)
     return {"error": well_formed(text), "error_type": class_name_of(error), "where": where}
 
@@ -351,7 +351,9 @@ class ChainWriter:
             if self.live:
                 self.emit(T.MESSAGE, dict(message))
 
-    def error(self, error: BaseException | str, where: str, *, goes_on: bool = False) -> None:
+    def error(
+        self, error: BaseException | str, where: str, *, goes_on: bool = False, error_type: str = ""
+    ) -> None:
         """Record a failure.
 
         An exception from the user's own code is logged with its traceback, once for each place in a run.
@@ -360,11 +362,12 @@ class ChainWriter:
             error: what happened.
             where: `backend`, `parser`, `reward`, `agent` or `tool:NAME`.
             goes_on: whether the exception also reaches the caller, where its traceback is seen anyway.
+            error_type: the class of an error that is given as text.
         """
         if isinstance(error, BaseException) and not goes_on:
             self.run.failures.log(logger, f"{self.trajectory.chain_id}: {where}", error)
         if self.live:
-            data = error_data(error, where)
+            data = error_data(error, where, error_type)
             with self.lock:
                 self.notes.failed(data)
                 self.emit(T.ERROR, data)

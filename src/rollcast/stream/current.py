@@ -69,7 +69,9 @@ class NoChain:
     def message(self, message: Message, *, from_outside: bool = False) -> None:
         pass
 
-    def error(self, error: BaseException | str, where: str) -> None:
+    def error(
+        self, error: BaseException | str, where: str, *, goes_on: bool = False, error_type: str = ""
+    ) -> None:
         pass
 
     def reward(self, reward: float, metrics: dict[str, Any] | None = None) -> None:
