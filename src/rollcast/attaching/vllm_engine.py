@@ -308,7 +308,6 @@ def _begun(key: str, state: Any) -> Begun:
     )
 
 
-
 def process_outputs(original: Any, processor: Any, tap: Tap, args: Any, kwargs: Any) -> Any:
     """Around a step of the engine."""
     step = None
@@ -351,7 +350,11 @@ Hook = Callable[[Any, Any, Tap, Any, Any], Any]
 _HOOKS: dict[str, tuple[Hook, str, str]] = {
     "process_outputs": (process_outputs, "engine_core_outputs", ""),
     "add_request": (add_request, "request", "a request is seen from its first token on"),
-    "abort_requests": (abort_requests, "request_ids", "a request that is aborted stays open to the end of the run"),
+    "abort_requests": (
+        abort_requests,
+        "request_ids",
+        "a request that is aborted stays open to the end of the run",
+    ),
     "propagate_error": (propagate_error, "e", "requests stay open if their engine dies"),
 }
 
@@ -362,7 +365,9 @@ def _hookable(owner: type) -> dict[str, Hook]:
     Raises:
         InputError: it has not the one that sees the tokens.
     """
-    found = {name: hook for name, (hook, first, _) in _HOOKS.items() if _first_parameter(owner, name) == first}
+    found = {
+        name: hook for name, (hook, first, _) in _HOOKS.items() if _first_parameter(owner, name) == first
+    }
     if "process_outputs" not in found:
         raise InputError(
             f"this vLLM ({_version()}) has no {owner.__name__}.process_outputs(engine_core_outputs, …), at which tokens are seen; expected "
@@ -371,7 +376,10 @@ def _hookable(owner: type) -> dict[str, Hook]:
     less = [what for name, (_, _, what) in _HOOKS.items() if name not in found]
     if less:
         logger.warning(
-            "this vLLM (%s) is another than Rollcast was written for (%s), so %s", _version(), WRITTEN_FOR, ", and ".join(less)
+            "this vLLM (%s) is another than Rollcast was written for (%s), so %s",
+            _version(),
+            WRITTEN_FOR,
+            ", and ".join(less),
         )
     return found
 
@@ -480,7 +488,7 @@ class _EveryEngine:
     def _watch(self, processor: Any) -> None:
         from rollcast.attaching.front import attach as front  # noqa: PLC0415  (not in processes without an engine)
 
-        front.vllm(self)
+        front.vllm(self, record=None)  # the hub records
         if self.attachment is not None:
             self.attachment.about_run(model=_model_of(processor), backend="vllm")
             setattr(processor, _TAP, Tap(self.attachment, processor))
