@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 
 from rollcast.attaching.attachment import Attachment
 from rollcast.attaching.token_text import TextOfIds, TokenReader
+from rollcast.attaching.watch import Watch
 from rollcast.errors import InputError
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason
 from rollcast.stream.chain import ChainWriter, GenerationWriter
 
-__all__ = ["Requests", "attach", "watch_process"]
+__all__ = ["Begun", "Requests", "Sampled", "attach", "hook_processor", "watch_process"]
 
 logger = logging.getLogger("rollcast.attach")
 
@@ -222,15 +223,16 @@ class Tap:
     """Reads what passes one output processor. The hooks call its methods inside `guarded()`, whose exceptions do not reach vLLM.
 
     Args:
-        attachment: what the requests are told to.
+        watch: on whose thread the requests are told.
         processor: vLLM's.
+        requests: what is told: `Requests`, or something with its methods `begin`, `step`, `end` and `fail`.
     """
 
-    def __init__(self, attachment: Attachment, processor: Any) -> None:
-        self._watch = attachment.watch
-        self.guarded = attachment.watch.guarded
+    def __init__(self, watch: Watch, processor: Any, requests: Any) -> None:
+        self._watch = watch
+        self.guarded = watch.guarded
         self._states = processor.request_states
-        self._requests = Requests(attachment, processor.tokenizer)
+        self._requests = requests
         self._shown: dict[str, int] = {}  # characters of each open request that were told
 
     @property
@@ -409,7 +411,6 @@ def attach(engine: Any, attachment: Attachment) -> None:
         raise InputError(
             f"{type(engine).__name__} has no output processor; expected vLLM's LLM, LLMEngine or AsyncLLM (V1)"
         )
-    hooks = _hookable(type(processor))
     config = getattr(inner, "model_config", None)
     mode = getattr(config, "logprobs_mode", None)
     attachment.about_run(
@@ -417,8 +418,23 @@ def attach(engine: Any, attachment: Attachment) -> None:
         backend="vllm",
         settings=None if mode is None else {"logprobs_mode": str(mode)},
     )
-    tap = Tap(attachment, processor)
-    mark_as_shown(processor)
+    hook_processor(processor, attachment, Requests(attachment, processor.tokenizer))
+
+
+def hook_processor(processor: Any, attachment: Attachment, requests: Any) -> None:
+    """Hook the output processor of one engine, until the attachment is detached. The plugin then leaves it out.
+
+    Args:
+        processor: an `OutputProcessor` of vLLM's.
+        attachment: what is detached, on whose watch's thread the requests are told.
+        requests: what is told: `Requests`, or something with its methods `begin`, `step`, `end` and `fail`.
+
+    Raises:
+        InputError: this vLLM has no method at which tokens can be seen.
+    """
+    hooks = _hookable(type(processor))
+    tap = Tap(attachment.watch, processor, requests)
+    setattr(processor, SHOWN, True)
     attachment.on_detach(partial(_unset, processor, SHOWN, True))
     for name, hook in hooks.items():
         method = _of_instance(hook, processor, tap, getattr(type(processor), name))
@@ -434,11 +450,6 @@ def _of_instance(hook: Hook, processor: Any, tap: Tap, original: Any) -> Any:
         return hook(original, processor, tap, args, kwargs)
 
     return method
-
-
-def mark_as_shown(processor: Any) -> None:
-    """Have the plugin leave this engine out, since somebody else shows what it samples."""
-    setattr(processor, SHOWN, True)
 
 
 def _unset(owner: Any, name: str, value: Any) -> None:
@@ -491,7 +502,8 @@ class _EveryEngine:
         front.vllm(self, record=None)  # the hub records
         if self.attachment is not None:
             self.attachment.about_run(model=_model_of(processor), backend="vllm")
-            setattr(processor, _TAP, Tap(self.attachment, processor))
+            requests = Requests(self.attachment, processor.tokenizer)
+            setattr(processor, _TAP, Tap(self.attachment.watch, processor, requests))
 
     @staticmethod
     def _around(hook: Hook, original: Any) -> Any:
