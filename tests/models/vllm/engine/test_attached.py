@@ -212,6 +212,7 @@ def test_a_fault_of_ours_does_not_reach_the_engine(llm, monkeypatch, caplog, own
     monkeypatch.setattr(owner, name, wrong)
     handle = rollcast.attach.vllm(llm, manager=StreamingManager())
     outputs = llm.generate(PROMPTS, parameters(n=2), use_tqdm=False)
+    handle.watch.flush(30)
     handle.detach()
     assert plain(outputs) == without
     said = [record for record in caplog.records if "steps aside" in record.getMessage()]
