@@ -422,6 +422,16 @@ def test_a_vllm_answer_is_put_together_to_the_byte():
     assert put_together("chat", VLLM_CHUNKS).body() == json.dumps(VLLM_WHOLE, separators=(",", ":")).encode()
 
 
+def test_what_was_not_asked_for_is_left_out():
+    """Ids that somebody else asked for are not in the answer of a caller who did not; there is a null where the engine has one."""
+    answer = put_together("chat", VLLM_CHUNKS)
+    (choice,) = VLLM_WHOLE["choices"]
+    expected = VLLM_WHOLE | {"prompt_token_ids": None, "choices": [choice | {"token_ids": None}]}
+    assert (
+        answer.body(without=("token_ids", "logprobs")) == json.dumps(expected, separators=(",", ":")).encode()
+    )
+
+
 def test_an_openai_answer_with_calls_is_put_together():
     """Calls lose their index, and the empty text with which the stream began is null."""
     chunks = [

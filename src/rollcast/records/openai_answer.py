@@ -8,14 +8,17 @@ told by the fields of the chunks.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Literal
 
 from rollcast.records.openai_piece import CallDelta, Piece, calls_of
 from rollcast.records.openai_request import RequestKind
 
 __all__ = ["Answer", "BodyShape", "CallParts", "ToolCallText"]
 
+AddedField = Literal["token_ids", "logprobs"]
+
+_ADDED = {"token_ids": ("token_ids", "prompt_token_ids"), "logprobs": ("logprobs",)}
 _OBJECTS = {"chat": "chat.completion", "completions": "text_completion"}
 _JOINED = frozenset(
     {"content", "refusal", "reasoning", "reasoning_content"}
@@ -235,9 +238,9 @@ class _Choice:
         if isinstance(logprobs := choice.get("logprobs"), Mapping):
             self.logprobs = _joined_lists(self.logprobs or {}, logprobs)
 
-    def whole(self, index: int, kind: RequestKind, shape: BodyShape) -> dict[str, Any]:
-        values = {"index": index, **self.fields}
-        if self.logprobs is not None:
+    def whole(self, index: int, kind: RequestKind, shape: BodyShape, absent: set[str]) -> dict[str, Any]:
+        values = {"index": index} | {n: value for n, value in self.fields.items() if n not in absent}
+        if self.logprobs is not None and "logprobs" not in absent:
             values["logprobs"] = self.logprobs
         if kind == "chat":
             values["message"] = shape.filled("said", self._message())
@@ -313,11 +316,16 @@ class Answer:
             choice.fields.get("finish_reason") is not None for choice in self._choices.values()
         )
 
-    def whole(self) -> dict[str, Any]:
-        """The answer as the engine would have sent it without `stream`."""
+    def whole(self, *, without: Collection[AddedField] = ()) -> dict[str, Any]:
+        """The answer as the engine would have sent it without `stream`.
+
+        Args:
+            without: what the caller had not asked for, so that it is left out: `token_ids` (those of the prompt too), `logprobs`.
+        """
         shape = self._shape if self._shape is not None and self._shape.answers else None
         shape = shape or BodyShape(self.kind, vllm=self._of_vllm)
-        values = dict(self._top)
+        absent = {name for added in without for name in _ADDED[added]}
+        values = {name: value for name, value in self._top.items() if name not in absent}
         if self.kind in _OBJECTS:
             values["object"] = _OBJECTS[self.kind]
         else:
@@ -325,10 +333,12 @@ class Answer:
         if isinstance(usage := values.get("usage"), dict):
             values["usage"] = shape.filled("usage", usage)
         values["choices"] = [
-            choice.whole(index, self.kind, shape) for index, choice in sorted(self._choices.items())
+            choice.whole(index, self.kind, shape, absent) for index, choice in sorted(self._choices.items())
         ]
         return shape.filled("top", values)
 
-    def body(self) -> bytes:
+    def body(self, *, without: Collection[AddedField] = ()) -> bytes:
         """The same as JSON, in the form that Starlette gives the answers of vLLM, SGLang and most others."""
-        return json.dumps(self.whole(), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        return json.dumps(
+            self.whole(without=without), ensure_ascii=False, allow_nan=False, separators=(",", ":")
+        ).encode()

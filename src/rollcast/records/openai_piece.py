@@ -257,8 +257,8 @@ def calls_of(delta: Mapping[str, Any]) -> list[CallDelta]:
                 _arguments(function.get("arguments", function.get("input"))),
             )
         )
-    if isinstance(function := delta.get("function_call"), dict):  # before there were tools
-        found.append(CallDelta(0, "", _text(function.get("name")), _arguments(function.get("arguments"))))
+    if isinstance(old := delta.get("function_call"), dict):  # before there were tools
+        found.append(CallDelta(0, "", _text(old.get("name")), _arguments(old.get("arguments"))))
     return found
 
 
@@ -284,6 +284,7 @@ def _ids(value: Any) -> list[int] | None:
 
 def _read_logprobs(piece: Piece, logprobs: dict[str, Any]) -> None:
     """Take log-probabilities, and ids if the tokens are written as ids, from either of the two forms."""
+    values: list[Any]
     if isinstance(content := logprobs.get("content"), list):  # chat
         entries = [each for each in content if isinstance(each, dict)]
         tokens: Iterable[Any] = [each.get("token") for each in entries]

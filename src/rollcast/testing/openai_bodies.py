@@ -197,7 +197,7 @@ class BodyWriter(msgspec.Struct):
         chunk = {"id": self.id, "object": kind, "created": _CREATED, "model": self.model, "choices": choices}
         if first and self.chat and self.ids:
             chunk["prompt_token_ids"] = self._prompt_ids()
-        if piece is not None and piece.finish_reason is not None and piece.weight_version is not None:
+        if piece is not None and piece.weight_version is not None:
             chunk["weight_version"] = str(piece.weight_version)
         if usage is not None:
             chunk["usage"] = usage

@@ -174,9 +174,9 @@ class OpenAIServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._thread is not None
         thread, self._thread = self._thread, None
-        thread.end()
+        if thread is not None:
+            thread.end()
 
     # -- answers -------------------------------------------------------------------------------------------------------
 
