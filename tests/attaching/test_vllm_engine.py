@@ -39,7 +39,9 @@ class OutputProcessor:
             detokenizer=request.detokenizer,
         )  # fmt: skip
 
-    def process_outputs(self, engine_core_outputs, engine_core_timestamp=None, iteration_stats=None):
+    def process_outputs(
+        self, engine_core_outputs, engine_core_timestamp=None, iteration_stats=None, weight_version=None
+    ):
         for output in engine_core_outputs:
             state = self.request_states.get(output.request_id)
             if state is not None and hasattr(state.detokenizer, "output_text"):
@@ -65,8 +67,8 @@ class LLM:
         request = SimpleNamespace(request_id=key, prompt_token_ids=list(ids), detokenizer=detokenizer)
         self.output_processor.add_request(request, prompt, **more)
 
-    def step(self, *outputs):
-        return self.output_processor.process_outputs(list(outputs))
+    def step(self, *outputs, **more):
+        return self.output_processor.process_outputs(list(outputs), **more)
 
 
 def new(key, text="", ids=(1,), logprobs=None, reason=None, *, session=False, **more):
@@ -107,7 +109,7 @@ def test_a_request_is_a_chain(engine, manager):
     capture = seen(manager, engine, drive)
     (run,) = capture.of("run_start")
     assert (run.data["model"], run.data["backend"], run.data["agent"]) == ("a-model", "vllm", "vllm")
-    assert run.data["settings"] == {"logprobs_mode": "processed_logprobs"}
+    assert run.data["settings"]["logprobs_mode"] == "processed_logprobs"
     (start,) = capture.of("chain_start")
     assert start.data["messages"] == [{"role": "user", "content": "What?"}]
     assert start.data["row"] == {"request_id": "r1"}
@@ -232,8 +234,9 @@ def test_the_version_of_the_weights_stands_with_its_tokens(engine, manager):
 
     def drive():
         engine.add("r1")
-        engine.step(new("r1", "a", weight_version="3"))
-        engine.step(new("r1", "b", reason="stop", weight_version="4"))
+        engine.step(new("r1", "a"), weight_version="default")
+        engine.step(new("r1", "b"), weight_version="3")
+        engine.output_processor.process_outputs([new("r1", "c", reason="stop")], None, None, "4")
 
     seen(manager, engine, drive)
     assert kept == [[3, 4]]

@@ -77,7 +77,7 @@ class Sampled(NamedTuple):
         ids: the new ids, shape (T,).
         text: the new text; empty if the engine makes none.
         logprobs: vLLM's own arrays, whose first column is that of the sampled tokens; None if the request did not ask for them.
-        versions: the version of the weights, if the engine tells it.
+        version: of the weights, if the engine tells it.
         reason: why the request ended; None if it goes on.
     """
 
@@ -85,7 +85,7 @@ class Sampled(NamedTuple):
     ids: list[int]
     text: str
     logprobs: Any
-    versions: Any
+    version: Any
     reason: Any
 
 
@@ -151,7 +151,7 @@ class Requests:
                 continue
             generation = request.generation or self._generate(request, [])  # more input came to a session
             text = new.text if request.text is None else request.text.feed(new.ids)
-            generation.chunk(text, new.ids, _logprobs_of(new), _version_of(new.versions))
+            generation.chunk(text, new.ids, _logprobs_of(new), _version_of(new.version))
             if new.reason is not None:
                 request.reason = str(new.reason).lower()
                 self._ended(request, request.reason)
@@ -210,9 +210,9 @@ def _logprobs_of(new: Sampled) -> list[float] | None:
     return found if known else None
 
 
-def _version_of(versions: Any) -> int | None:
+def _version_of(version: Any) -> int | None:
     """The version of the weights as a number; None if there is none, or if it is a name."""
-    text = str(versions) if versions is not None else ""
+    text = str(version) if version is not None else ""
     return int(text) if text.isdecimal() else None
 
 
@@ -257,19 +257,26 @@ class Tap:
         found = ((output, self.begin(output.request_id)) for output in outputs)
         return [(output, state) for output, state in found if state is not None]
 
-    def after(self, step: list[tuple[Any, Any]]) -> None:
-        """Tell what is new."""
+    def after(self, step: list[tuple[Any, Any]], version: Any) -> None:
+        """Tell what is new.
+
+        Args:
+            step: what `before` returned.
+            version: of the weights, if the engine tells it.
+        """
         sampled, left, states, shown = [], [], self._states, self._shown
         for output, state in step:
             key, reason, text = output.request_id, output.finish_reason, ""
+            gone = key not in states
+            if gone and reason is None:  # a stop string, which the engine's core does not know of
+                reason = "stop"
             end = _settled(state.detokenizer, whole=reason is not None)
             if end > shown[key]:
                 text = state.detokenizer.output_text[shown[key] : end]
                 shown[key] = end
-            versions = getattr(output, "weight_version", None)
             ids = [*output.new_token_ids]
-            sampled.append(Sampled(key, ids, text, output.new_logprobs, versions, reason))
-            if key not in states:
+            sampled.append(Sampled(key, ids, text, output.new_logprobs, version, reason))
+            if gone:
                 left.append(key)
                 del shown[key]
         self._watch.tell(self._requests.step, sampled, left)
@@ -318,7 +325,7 @@ def process_outputs(original: Any, processor: Any, tap: Tap, args: Any, kwargs: 
     result = original(processor, *args, **kwargs)
     if step:
         with tap.guarded():
-            tap.after(step)
+            tap.after(step, kwargs.get("weight_version", args[3] if len(args) > 3 else None))
     return result
 
 
