@@ -223,7 +223,7 @@ def _watched_client(client: Any, hooks: _Hooks) -> Any:
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
     }
-    watched = object.__new__(type(kind.__name__, (kind,), names))
+    watched: Any = object.__new__(type(kind.__name__, (kind,), names))
     watched.__dict__ = client.__dict__
     return watched
 

@@ -71,7 +71,7 @@ class Begun(NamedTuple):
         key: of this loop in this process.
         place: the step that it is for.
         group: the prompt that it is a repeat of.
-        index: the repeat, from 0.
+        repeat: which repeat of it, from 0.
         messages: its prompt.
         row: fields of its row.
         reference: the answer of its row; None if it has none.
@@ -81,7 +81,7 @@ class Begun(NamedTuple):
     key: int
     place: Place
     group: str
-    index: int
+    repeat: int
     messages: list[dict[str, Any]]
     row: dict[str, Any]
     reference: Any
@@ -186,7 +186,7 @@ class Chains:
             [as_json(message) for message in about.messages],
             chain_id=f"chain_{run.chains}{at}",
             group_id=about.group,
-            index=about.index,
+            index=about.repeat,
             row=about.row,
             reference=UNSET if about.reference is None else about.reference,
         )

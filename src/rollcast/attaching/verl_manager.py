@@ -26,7 +26,7 @@ class WatchedAgentLoopManager:
     """Stands for verl's own manager, of the trainer that the configuration asks for, with workers that are watched."""
 
     @classmethod
-    @auto_await
+    @auto_await  # type: ignore[untyped-decorator]  # verl has no types
     async def create(cls, *args: Any, **kwargs: Any) -> Any:
         """Make the manager as verl's `AgentLoopManager.create` does, with the same arguments."""
         config = kwargs["config"] if "config" in kwargs else args[0]
@@ -54,8 +54,9 @@ def watched_manager(base: Any) -> Any:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             try:
-                setattr(self.llm_client, TRAINING, new_run_id())
-                self.agent_loop_workers_class = _watched_workers(self.agent_loop_workers_class)
+                manager: Any = self
+                setattr(manager.llm_client, TRAINING, new_run_id())
+                manager.agent_loop_workers_class = _watched_workers(manager.agent_loop_workers_class)
             except Exception:  # a training must start whatever is wrong here
                 logger.exception("Rollcast steps aside from verl, whose workers go on unwatched")
 
@@ -65,11 +66,11 @@ def watched_manager(base: Any) -> Any:
 
 def _watched_workers(actor: Any) -> Any:
     """The Ray actor class of workers that attach themselves when they are made, each in its own process."""
-    worker = actor.__ray_metadata__.modified_class
+    worker: Any = actor.__ray_metadata__.modified_class
     options = dict(getattr(actor, "_default_options", None) or {})
     told = {name: value for name, value in os.environ.items() if name in _HANDED_ON}
 
-    class Watched(worker):  # type: ignore[misc]  # whichever worker it is
+    class Watched(worker):  # type: ignore[misc, valid-type]  # whichever worker it is
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             try:

@@ -51,7 +51,7 @@ class Begun(NamedTuple):
     Attributes:
         key: the engine's own id of the request, which is unique.
         parent: the id of the request that asked for several samples (n > 1), of which this is one; None otherwise.
-        index: which of them.
+        sample: which of them.
         prompt: the text, if the engine was given text.
         prompt_ids: shape (T,); empty if the prompt is embeddings.
         prompt_tokens: T.
@@ -61,7 +61,7 @@ class Begun(NamedTuple):
 
     key: str
     parent: str | None
-    index: int
+    sample: int
     prompt: str | None
     prompt_ids: list[int]
     prompt_tokens: int
@@ -127,7 +127,7 @@ class Requests:
         chain = self._attachment.run.chain(
             [{"role": "user", "content": prompt}] if prompt else [],
             group_id=about.parent or _name_of_prompt(about),
-            index=about.index if about.parent else None,
+            index=about.sample if about.parent else None,
             row={"request_id": about.key},
         )
         text = TextOfIds(reader) if reader is not None and not about.has_text else None
