@@ -124,7 +124,7 @@ def test_a_hang_fills_the_queue_and_is_said_once(caplog, until):
         watch.tell(lambda: None)
     assert not watch.on
     assert not watch.flush(0.01), "a flush does not wait for longer than it may"
-    asyncio.run(until(lambda: "hangs or is too slow" in caplog.text))
+    asyncio.run(until(lambda: "our own code hangs" in caplog.text))
     assert caplog.text.count("steps aside") == 1
     go_on.set()
     watch.close(timeout=10)

@@ -88,7 +88,7 @@ class Attachment:
             logger.warning(
                 "what was seen of %s is not all written %g s after it was detached", self.host, longest
             )
-        manager.drain_sync(max(0.0, give_up - time.monotonic()))
+        manager.drain_sync(max(0.1, give_up - time.monotonic()))
         self._outlets.leave(self._runs)
 
     def end_with(self, status: RunStatus) -> None:
@@ -177,7 +177,7 @@ class _Runs:
 
     def __init__(self, host: str, outlets: Outlets) -> None:
         self.host = host
-        self.about: RunAbout = {
+        self.about: dict[str, Any] = {
             "agent": host,
             "chains": 0,
             "groups": 0,
@@ -194,7 +194,7 @@ class _Runs:
             self._main = self.open(**{**self.about, "settings": settings})
         return self._main
 
-    def open(self, **about: Unpack[RunAbout]) -> RunWriter:
+    def open(self, **about: Any) -> RunWriter:
         self._open = [run for run in self._open if run.status is None]
         run: RunWriter = self._outlets.manager.run(**{"agent": self.host, **about})
         self._open.append(run)
