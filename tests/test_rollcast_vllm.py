@@ -32,7 +32,9 @@ def load(**environment):
     return [*json.loads(program.stdout), program.stderr]
 
 
-@pytest.mark.parametrize("environment", [{}, {"ROLLCAST_HUB": ""}, {"ROLLCAST_HUB": "  "}], ids=["unset", "empty", "blank"])
+@pytest.mark.parametrize(
+    "environment", [{}, {"ROLLCAST_HUB": ""}, {"ROLLCAST_HUB": "  "}], ids=["unset", "empty", "blank"]
+)
 def test_without_a_hub_it_imports_nothing(environment):
     """Neither Rollcast nor anything else."""
     assert load(**environment) == [["rollcast_vllm"], [], None, ""]

@@ -70,7 +70,7 @@ def _watched_workers(actor: Any) -> Any:
     options = dict(getattr(actor, "_default_options", None) or {})
     told = {name: value for name, value in os.environ.items() if name in _HANDED_ON}
 
-    class Watched(worker):  # type: ignore[misc, valid-type]  # whichever worker it is
+    class Watched(worker):  # type: ignore[misc]  # whichever worker it is
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             try:
