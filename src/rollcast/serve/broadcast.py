@@ -173,10 +173,9 @@ class Broadcaster:
         kind = event.event_type
         if kind is CHUNK:
             return bool(event.data.get("offset") == 0)
-        if kind is RUN_START or kind is RUN_END:
+        # A gap with a status stands for the end of a relayed run.
+        if kind is RUN_START or kind is RUN_END or (kind is GAP and "run_status" in event.data):
             self.upstream.runs.note(event)
-        elif kind is GAP and "run_status" in event.data:  # a relayed run, whose end was lost earlier
-            self.upstream.runs.forget(event.run_id, event.source)
         return False
 
     # -- subscriptions -------------------------------------------------------------------------------------------------
