@@ -132,6 +132,7 @@ class RecordFeed:
         self._size = 0
         self._part = 1  # which part of the snapshots is sent next
         self._snapshots_begun = False  # and they are not all sent
+        self._before = False  # whether a record is given that the one that grows continues
         self._seen: Seen | None = None  # what the client has of what follows its place
         self._last: dict[Lane, int] = {}  # the `seq` of the latest event that was given
         self._going_on: set[Lane] = set()  # runs and sources of this part that a later part goes on with
@@ -169,6 +170,7 @@ class RecordFeed:
             source.begun(self, RecordPlace(parts[0].record_id, parts[0].position, parts[0].seen))
             if self.snapshots:
                 await self._give_snapshots(parts[0])
+            self._before = len(parts) > 1
             for number, part in enumerate(parts[:-1], 1):
                 self._begin(part)
                 self._going_on = await self._lanes_of(part, parts[number:])
@@ -176,7 +178,7 @@ class RecordFeed:
                 if part.crashed:
                     await self._end_lost_runs(part)
                 self._begun |= self._going_on
-            self._going_on = set()
+            self._going_on, self._before = set(), False
             if source.on_disk is None:
                 await self._follow(parts[-1])
             else:
@@ -189,7 +191,10 @@ class RecordFeed:
             self._end("the server has a fault")
 
     def _end(self, reason: str) -> None:
-        """Give no more of the records, after what was read and a `gap` for what nobody can name: runs of which nothing was given."""
+        """Give no more of the records, after what was read, and a `gap` for runs of which nothing was given and that nobody can name.
+
+        Of those in the record that grows, the server knows itself what comes next.
+        """
         if not self.answered:
             self._source.begun(self, None)
             return
@@ -197,9 +202,9 @@ class RecordFeed:
         if self._snapshots_begun:  # what comes now begins with snapshots anyway
             self._source.leaves(self, self._last, reason)
             return
-        if self.subscription.selector.filter.wants_gap("", ""):
+        if self._before and self.subscription.selector.filter.wants_gap("", ""):
             events.append(encoded(_gap(Lane("", ""), 0, 0, f"{reason}; events of any runs may be missing")))
-        if self.subscription.feed is self and self._record_id:
+        if events and self.subscription.feed is self:
             cursor = str(RecordPlace(self._record_id, self._position, self._seen))
             self._source.sender.send([self.subscription], events, cursor)
         self._source.leaves(self, self._last, reason)
