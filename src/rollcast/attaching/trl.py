@@ -1,0 +1,69 @@
+"""Watches a trainer of TRL as it is: `rollcast.attach(trainer)` before `trainer.train()`. See docs/attach/trl.md.
+
+Importing this module loads transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rollcast.attaching.attachment import Attachment
+from rollcast.attaching.trl_hooks import TrainerHooks
+from rollcast.attaching.trl_text import IdTexts
+from rollcast.attaching.trl_training import AboutTrainer, Training
+from rollcast.errors import InputError
+from rollcast.records.trainer_settings import trainer_settings
+
+__all__ = ["attach", "check"]
+
+
+def check(trainer: Any, *, tokens: bool = True, name: str | None = None, tags: Sequence[str] = ()) -> None:
+    """Check a trainer before it is attached.
+
+    Raises:
+        InputError: its chains are Rollcast's own, which are shown already.
+    """
+    rollouts = getattr(trainer, "rollout_func", None)
+    if type(rollouts).__module__ == "rollcast.train.trl":
+        raise InputError(
+            "this trainer's rollout_func is Rollcast's own, whose chains are shown already; add observers to the agent's "
+            "streaming_manager, and leave attach out"
+        )
+
+
+def attach(
+    trainer: Any, attachment: Attachment, *, tokens: bool = True, name: str | None = None, tags: Sequence[str] = ()
+) -> None:
+    """Put the hooks into a trainer.
+
+    Args:
+        trainer: a `GRPOTrainer` or an `RLOOTrainer`.
+        attachment: its attachment.
+        tokens: whether tokens are shown while `generate` samples them; else each turn is shown when it is whole.
+        name: what you call the training; in its `run_start`.
+        tags: your tags for it; in its `run_start`.
+    """
+    tokenizer = getattr(trainer, "_tokenizer", None) or trainer.processing_class
+    training = Training(attachment, _about(trainer, name, tags))
+    TrainerHooks(trainer, attachment, training, IdTexts(tokenizer), tokens=tokens).install()
+
+
+def _about(trainer: Any, name: str | None, tags: Sequence[str]) -> AboutTrainer:
+    config = getattr(trainer.model, "config", None)
+    backend = "transformers"
+    if getattr(trainer, "use_vllm", False):
+        backend = f"vllm ({getattr(trainer, 'vllm_mode', 'colocate')})"
+    elif getattr(trainer, "rollout_func", None) is not None:
+        backend = "rollout_func"
+    return AboutTrainer(
+        agent=type(trainer).__name__,
+        model=str(getattr(config, "_name_or_path", "") or type(trainer.model).__name__),
+        backend=backend,
+        tools=[str(getattr(tool, "__name__", "tool")) for tool in getattr(trainer, "tools", None) or ()],
+        settings=trainer_settings(trainer.args),
+        seed=int(trainer.args.seed),
+        name=name,
+        tags=list(tags),
+        first=bool(trainer.accelerator.is_main_process),
+    )
