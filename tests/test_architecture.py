@@ -35,6 +35,8 @@ MAY_IMPORT = {
     "train": CORE | {"models", "tools", "rollout", "tasks"},
     "archive": CORE,
     "serve": CORE | {"archive"},
+    "attaching": CORE | {"archive", "observers", "serve", "terminal"},
+    "proxy": CORE | {"archive", "observers", "serve", "terminal"},
 }
 MAY_SEE_ALL = {"cli", "fleet", "testing", "__init__", "__main__"}
 HEAVY = [
@@ -50,6 +52,9 @@ HEAVY = [
     "jsonschema",
     "prometheus_client",
     "opentelemetry",
+    "aiohttp",
+    "openai",
+    "langchain_core",
 ]
 
 
@@ -173,6 +178,7 @@ def test_public_names():
 
 PUBLIC = {
     "__version__",
+    "attach",
     "AsyncGeneratorStreamObserver",
     "BaseAgent",
     "CallbackStreamObserver",

@@ -32,7 +32,7 @@ from rollcast.testing import ScriptedBackend
 ROOT = Path(__file__).parents[1]
 LOADED = rollcast.BaseAgent  # before the event loop of a page runs: an import lists folders, which blocks it
 PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
-PAGES += sorted((ROOT / "docs").glob("*.md"))
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
 # Reference pages whose snippets are single lines, about an agent that is there already.
 AGENT_GIVEN = {"docs/console.md", "docs/jsonl.md"}
 CHECKPOINT = Path(rollcast.__file__).parent / "models/tiny/checkpoint"

@@ -11,6 +11,7 @@ from rollcast.lazy import lazy_names
 from rollcast.version import __version__
 
 if TYPE_CHECKING:
+    from rollcast.attaching import attach
     from rollcast.errors import InputError, RollcastError, ToolError
     from rollcast.models.backend import Delta, GenerationRequest, Sampling
     from rollcast.observers import (
@@ -70,6 +71,7 @@ __all__ = [
     "WebSocketStreamingClient",
     "WebSocketStreamingServer",
     "__version__",
+    "attach",
     "current_chain",
     "exact_match",
     "numeric_match",
@@ -80,6 +82,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "rollcast.attaching": "attach",
         "rollcast.errors": "InputError RollcastError ToolError",
         "rollcast.models.backend": "Delta GenerationRequest Sampling",
         "rollcast.records": "EventFilter StreamEvent StreamEventType Trajectory",

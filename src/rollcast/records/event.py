@@ -210,8 +210,9 @@ class LlmGenerationChunk(TypedDict):
 class LlmGenerationEnd(TypedDict):
     """A generation ended. `content` is its whole text; times are in seconds.
 
-    `token_ids` and `logprobs` are those that it sampled, for an observer whose filter asks for them (`ids=True`); it then also
-    has `dt_ms`, as in a chunk, if the observer asked since the generation began.
+    `reasoning` is its whole reasoning text, if the server sent that apart. `token_ids` and `logprobs` are those that it sampled, for
+    an observer whose filter asks for them (`ids=True`); it then also has `dt_ms`, as in a chunk, if the observer asked since the
+    generation began.
     """
 
     content: str
@@ -220,6 +221,7 @@ class LlmGenerationEnd(TypedDict):
     completion_tokens: int
     ttft_s: float | None
     duration_s: float
+    reasoning: NotRequired[str]
     token_ids: NotRequired[list[int]]
     logprobs: NotRequired[list[float]]
     dt_ms: NotRequired[list[float]]

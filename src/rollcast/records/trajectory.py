@@ -65,10 +65,12 @@ class Turn(msgspec.Struct):
         logprobs: log-probabilities in the distribution that was sampled from, shape (T,) or empty.
         policy_versions: versions of the weights that sampled each token, shape (T,) or empty.
         prompt_tokens: length of the whole prompt in tokens, with earlier turns; None if unknown.
-        completion_tokens: how many tokens were sampled; or how many deltas had text, if the backend has no ids.
+        completion_tokens: how many tokens were sampled: what the engine counted, or the ids, or if there are none, how many deltas
+            had text.
         finish_reason: None while the generation is open.
         ttft_s, duration_s: seconds from the request to the first token and to the end.
         tools: the calls of this turn, in the order in which the model wrote them.
+        reasoning_pieces: the reasoning that the server sent apart from the text, in pieces; `reasoning` joins them.
         fresh: the prompt does not go on from the ids of the turns before: it was rendered afresh, since the chat template
             now shows part of them differently. A new segment begins. False in the first turn.
     """
@@ -87,6 +89,14 @@ class Turn(msgspec.Struct):
     chars: int = 0
     pieces: list[str] = []
     fresh: bool = False
+    reasoning_pieces: list[str] = []
+
+    @property
+    def reasoning(self) -> str:
+        """The reasoning that the server sent apart, so far."""
+        if len(self.reasoning_pieces) > 1:
+            self.reasoning_pieces = ["".join(self.reasoning_pieces)]
+        return self.reasoning_pieces[0] if self.reasoning_pieces else ""
 
     @property
     def text(self) -> str:
@@ -94,6 +104,10 @@ class Turn(msgspec.Struct):
         if len(self.pieces) > 1:
             self.pieces = ["".join(self.pieces)]
         return self.pieces[0] if self.pieces else ""
+
+    def append_reasoning(self, reasoning: str) -> None:
+        """Add reasoning text that the server sent apart."""
+        self.reasoning_pieces.append(reasoning)
 
     def append(
         self, text: str, token_ids: list[int] | None, logprobs: list[float] | None, policy_version: int | None
@@ -292,7 +306,15 @@ class Trajectory(msgspec.Struct):
         """
         sampled = [
             (
-                (t.prompt_ids, t.token_ids, t.logprobs, t.text, t.finish_reason, t.fresh),
+                (
+                    t.prompt_ids,
+                    t.token_ids,
+                    t.logprobs,
+                    t.text,
+                    t.finish_reason,
+                    t.fresh,
+                    *([t.reasoning] if t.reasoning_pieces else []),
+                ),
                 [(r.call, r.observation, r.status) for r in t.tools],
             )
             for t in self.turns
@@ -312,7 +334,7 @@ class Trajectory(msgspec.Struct):
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-ready builtins; what JSON cannot hold is described by type and size."""
         for turn in self.turns:
-            _ = turn.text  # joins the pieces
+            _ = turn.text, turn.reasoning  # joins the pieces
         return msgspec.to_builtins(as_json(self))  # type: ignore[no-any-return]  # a copy, which may be changed
 
     @classmethod

@@ -112,6 +112,8 @@ def _llm_generation_end(
     why = word(data.get("finish_reason"))
     content = data.get("content")
     said: Tail | str = content if isinstance(content, str) else Tail(MAX_TEXT) if tail is None else tail
+    if isinstance(reasoning := data.get("reasoning"), str):  # whole, also if its chunks were left out
+        view.reasoning = Tail.of(reasoning, MAX_OUTPUT)
     view.conversation.add(with_reasoning(view, generated(said, why, step)))
     view.generation = view.reasoning = None
     view.generation_step = step

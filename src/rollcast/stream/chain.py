@@ -38,6 +38,7 @@ from rollcast.records.jsonable import (
     bounded_json,
     bounded_row,
     object_or_text,
+    plain_scalar,
 )
 from rollcast.stream.asked import TOLD_ANYWAY, ChainSoFar
 from rollcast.stream.fanout import Fanout, Route, Targets
@@ -121,14 +122,14 @@ def checked_word(word: Any, words: Any, what: str) -> None:
         raise InputError(f"{what} is {word!r}; expected one of {', '.join(get_args(words))}")
 
 
-def error_data(error: BaseException | str, where: str) -> dict[str, Any]:
-    """The payload of an `error` event.
+def error_data(error: BaseException | str, where: str, error_type: str = "") -> dict[str, Any]:
+    """The payload of an `error` event. `error_type` is for an error that is given as text.
 
     The text ends with the place in the user's own code that raised the exception, `no such city (agent.py:12)`, but not for a
     backend's error, since the code that called an engine is seldom at fault.
     """
     if isinstance(error, str):
-        return {"error": error, "error_type": "", "where": where}
+        return {"error": well_formed(error), "error_type": error_type, "where": where}
     text = text_of(error) or class_name_of(error) if where == "backend" else text_and_place(error)
     return {"error": well_formed(text), "error_type": class_name_of(error), "where": where}
 
@@ -155,6 +156,18 @@ def _checked_text(text: object) -> str:
             f"a chunk's text is {type(text).__name__}; expected a string, empty if there is no text"
         )
     return well_formed(str.__str__(text))
+
+
+def _checked_count(count: object, what: str) -> int | None:
+    """A count of tokens, or None if it is not known."""
+    if count is None or (type(count) is int and count >= 0):
+        return count
+    number = plain_scalar(count)
+    if type(number) is int and number >= 0:
+        return number
+    raise InputError(
+        f"{what} is {class_name_of(count) if type(number) is not int else number}; expected a whole number from 0 upward"
+    )
 
 
 def _unequal(token_ids: list[int] | None, logprobs: list[float]) -> InputError:
@@ -351,7 +364,9 @@ class ChainWriter:
             if self.live:
                 self.emit(T.MESSAGE, dict(message))
 
-    def error(self, error: BaseException | str, where: str, *, goes_on: bool = False) -> None:
+    def error(
+        self, error: BaseException | str, where: str, *, goes_on: bool = False, error_type: str = ""
+    ) -> None:
         """Record a failure.
 
         An exception from the user's own code is logged with its traceback, once for each place in a run.
@@ -360,11 +375,12 @@ class ChainWriter:
             error: what happened.
             where: `backend`, `parser`, `reward`, `agent` or `tool:NAME`.
             goes_on: whether the exception also reaches the caller, where its traceback is seen anyway.
+            error_type: the class of an error that is given as text.
         """
         if isinstance(error, BaseException) and not goes_on:
             self.run.failures.log(logger, f"{self.trajectory.chain_id}: {where}", error)
         if self.live:
-            data = error_data(error, where)
+            data = error_data(error, where, error_type)
             with self.lock:
                 self.notes.failed(data)
                 self.emit(T.ERROR, data)
@@ -596,27 +612,27 @@ class GenerationWriter:
         return self
 
     def chunk(
-        self,
-        text: str,
-        token_ids: list[int] | None = None,
-        logprobs: list[float] | None = None,
-        policy_version: int | None = None,
-    ) -> None:
+        self, text: str, token_ids: list[int] | None = None, logprobs: list[float] | None = None,
+        policy_version: int | None = None, reasoning: str | None = None,
+    ) -> None:  # fmt: skip
         """Add new text to the generation, with its ids and log-probabilities if there are any (same length).
 
-        This is on the path of every token. It becomes an event only if an observer wants it. The lists must have plain
-        numbers; they are kept without a copy and must not be changed afterwards. After the generation's end this does nothing.
+        This is on the path of every token; only if an observer wants it, it becomes an event. The lists must have plain numbers; they
+        are kept, and must not be changed afterwards. `reasoning` is new reasoning text that the server sends apart. After the
+        generation's end this does nothing.
 
         Raises:
-            InputError: the generation has not begun, or the text is not a string; or, in a live run, there is not exactly one
+            InputError: the generation has not begun, or a text is not a string; or, in a live run, there is not exactly one
                 log-probability for each id.
         """
+        if reasoning:
+            return self._chunk_with_reasoning(text, reasoning, token_ids, logprobs, policy_version)
         turn, route = self.turn, self.route
         if text.__class__ is not str or not text.isascii():
             text = _checked_text(text)
-        if not text and not token_ids and not logprobs:
+        if not text and not token_ids and not logprobs:  # such as a last chunk with only a finish reason
             self._must_have_begun()
-            return  # many backends send a last chunk with only a finish reason, for which nothing was sampled
+            return
         if turn.ttft_s is None:
             self._must_have_begun()
             turn.ttft_s = time.perf_counter() - self._began
@@ -666,6 +682,40 @@ class GenerationWriter:
         finally:
             lock.release()
 
+    def _chunk_with_reasoning(
+        self,
+        text: str,
+        reasoning: str,
+        token_ids: list[int] | None,
+        logprobs: list[float] | None,
+        policy_version: int | None,
+    ) -> None:
+        """Add new reasoning text, and perhaps text, as `chunk` does for text alone."""
+        turn, route = self.turn, self.route
+        text, reasoning = _checked_text(text), _checked_text(reasoning)
+        if turn.ttft_s is None:
+            self._must_have_begun()
+            turn.ttft_s = time.perf_counter() - self._began
+        if route is not None and logprobs and len(logprobs) != len(token_ids or ()):
+            raise _unequal(token_ids, logprobs)
+        with self.lock:
+            if turn.finish_reason is not None:
+                return
+            data: dict[str, Any] = {"content": text, "offset": turn.chars, "reasoning": reasoning}
+            turn.append_reasoning(reasoning)
+            if text or token_ids:
+                turn.append(text, token_ids, logprobs, policy_version)
+            else:
+                turn.completion_tokens += 1
+            targets = () if route is None else route.targets_locked(CHUNK)
+            if route is None or not targets:
+                return
+            if token_ids is not None:
+                data["token_ids"] = token_ids
+            if logprobs is not None:
+                data["logprobs"] = logprobs
+            self._run.publish(targets, CHUNK, route, as_json(data), turn.step, self.depth)
+
     def _must_have_begun(self) -> None:
         if self.turn.finish_reason is None and self.chain.generation_open is not self:
             raise InputError(
@@ -673,17 +723,34 @@ class GenerationWriter:
                 "(`with chain.generation() as generation:`) or call its start()"
             )
 
-    def end(self, finish_reason: GenerationFinishReason = "stop") -> None:
+    def end(
+        self,
+        finish_reason: GenerationFinishReason = "stop",
+        *,
+        completion_tokens: int | None = None,
+        prompt_tokens: int | None = None,
+    ) -> None:
         """End the generation. Ending twice does nothing.
 
+        Args:
+            finish_reason: why it ended.
+            completion_tokens: how many tokens the engine says it sampled; None: the ids are counted, or the chunks if there are none.
+            prompt_tokens: how long the engine says the whole prompt was, in tokens; None: what `chain.generation` was given.
+
         Raises:
-            InputError: the finish reason is unknown.
+            InputError: the finish reason is unknown, or a count is not a whole number from 0 upward.
         """
         chain, turn = self.chain, self.turn
         checked_word(finish_reason, GenerationFinishReason, "a generation's finish_reason")
+        completion_tokens = _checked_count(completion_tokens, "completion_tokens")
+        prompt_tokens = _checked_count(prompt_tokens, "prompt_tokens")
         with self.lock:
             if turn.finish_reason is not None:
                 return
+            if completion_tokens is not None:
+                turn.completion_tokens = completion_tokens
+            if prompt_tokens is not None:
+                turn.prompt_tokens = prompt_tokens
             turn.finish_reason = finish_reason
             turn.duration_s = time.perf_counter() - self._began
             chain.generation_open = None
@@ -698,6 +765,8 @@ class GenerationWriter:
                     "ttft_s": turn.ttft_s,
                     "duration_s": turn.duration_s,
                 }
+                if turn.reasoning_pieces:
+                    data["reasoning"] = turn.reasoning
                 self._emit_end(data)
 
     def _emit_end(self, data: dict[str, Any]) -> None:
@@ -751,6 +820,7 @@ class _TimedGenerationWriter(GenerationWriter):
         token_ids: list[int] | None = None,
         logprobs: list[float] | None = None,
         policy_version: int | None = None,
+        reasoning: str | None = None,
     ) -> None:
         """See `GenerationWriter.chunk`."""
         if token_ids:
@@ -759,7 +829,8 @@ class _TimedGenerationWriter(GenerationWriter):
                 self._arrivals.append(now)
             else:
                 self._arrivals += [now] * len(token_ids)
-        GenerationWriter.chunk(self, text, token_ids, logprobs, policy_version)  # `super()` costs more
+        # `super()` costs more
+        GenerationWriter.chunk(self, text, token_ids, logprobs, policy_version, reasoning)
 
     def _times_between_tokens(self) -> list[float] | None:
         if len(self._arrivals) != len(self.turn.token_ids):

@@ -28,13 +28,22 @@ class _Nothing:
     def start(self) -> Self:
         return self
 
-    def chunk(self, text: str, *rest: Any) -> None:
+    def chunk(
+        self,
+        text: str,
+        token_ids: list[int] | None = None,
+        logprobs: list[float] | None = None,
+        policy_version: int | None = None,
+        reasoning: str | None = None,
+    ) -> None:
         pass
 
     def observation(self, observation: str, status: str = "success", *, partial: bool = False) -> Self:
         return self
 
-    def end(self, why: str = "") -> None:
+    def end(
+        self, why: str = "", *, completion_tokens: int | None = None, prompt_tokens: int | None = None
+    ) -> None:
         pass
 
     def __enter__(self) -> Self:
@@ -69,7 +78,9 @@ class NoChain:
     def message(self, message: Message, *, from_outside: bool = False) -> None:
         pass
 
-    def error(self, error: BaseException | str, where: str) -> None:
+    def error(
+        self, error: BaseException | str, where: str, *, goes_on: bool = False, error_type: str = ""
+    ) -> None:
         pass
 
     def reward(self, reward: float, metrics: dict[str, Any] | None = None) -> None:

@@ -161,6 +161,8 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
             "tool_use": msgspec.to_builtins(self.tool_use),
             "errors": self.errors,
             "error": self.error,
+            "reasoning": None if turn is None else turn.reasoning[-MAX_OUTPUT:],
+            "reasoning_omitted": 0 if turn is None else max(0, len(turn.reasoning) - MAX_OUTPUT),
             **self._generated(t.turns),
             **self._rewarded(t),
         }
@@ -320,6 +322,8 @@ def _said(turn: Turn) -> dict[str, Any]:
         "finish_reason": turn.finish_reason,
         "step": turn.step,
     }
+    if turn.reasoning_pieces:
+        message["reasoning"] = turn.reasoning
     calls = {record.call.call_id: record.call for record in turn.tools}
     if calls:
         message["tool_calls"] = [

@@ -42,6 +42,7 @@ class VisibleChain:
         word_waited: whether the last word of the pending text has waited once to be completed.
         partial_line: whether the last thing printed was not a whole line.
         tag: the tag that is open in its text.
+        reasoning: whether reasoning of the open generation was printed that came apart from its text.
         offset: how many characters of the open generation were taken.
         without_ids: how many chunks of the open generation have no ids; each counts as a token.
         printed: the ids of open tool calls whose result was printed.
@@ -61,6 +62,7 @@ class VisibleChain:
     word_waited: bool = False
     partial_line: bool = False
     tag: str | None = None
+    reasoning: bool = False
     offset: int = 0
     without_ids: int = 0
     printed: set[str] = field(default_factory=set)

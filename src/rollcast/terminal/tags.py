@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from rollcast.terminal.layout import Row
 
-__all__ = ["style_tags"]
+__all__ = ["REASONING", "style_tags"]
+
+REASONING = "reasoning"
+"""The open "tag" while a server sends reasoning apart: no text closes it."""
 
 _STYLES = {"<tool_call>": "raw", "<think>": "think"}
 
@@ -21,6 +24,10 @@ def style_tags(text: str, tag: str | None, *, final: bool) -> tuple[Row, str | N
         The pieces, the tag that is open after them, and what is held back from the end: the beginning of a possible tag, or
         the carriage return of a Windows line end.
     """
+    if tag == REASONING:
+        held = "" if final or not text.endswith("\r") else "\r"
+        text = text[: len(text) - len(held)]
+        return [(text, "think")] if text else [], tag, held
     row: Row = []
     while text:
         if tag is None:

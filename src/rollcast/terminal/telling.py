@@ -11,6 +11,7 @@ from rollcast.records.view_parts import count_of
 from rollcast.terminal.gathering import Gathering
 from rollcast.terminal.printer import Printer
 from rollcast.terminal.shown import VisibleChain
+from rollcast.terminal.tags import REASONING
 
 __all__ = ["Telling"]
 
@@ -64,8 +65,17 @@ class Telling:
             self._jump(chain, offset, event.timestamp)
         chain.offset += len(content)
         if not len(data.get("token_ids") or ()):
-            chain.without_ids += bool(content)
+            chain.without_ids += bool(content or data.get("reasoning"))
+        if "reasoning" in data and (reasoning := _text(data, "reasoning")):
+            if chain.tag != REASONING:
+                self._gathering.end_text(chain)
+                chain.tag = REASONING
+            chain.reasoning = True
+            self._gathering.add_text(chain, reasoning, event.timestamp)
         if content:
+            if chain.tag == REASONING:  # the answer begins a new line
+                self._gathering.end_text(chain)
+                chain.tag = None
             self._gathering.add_text(chain, content, event.timestamp)
 
     def _jump(self, chain: VisibleChain, offset: int, stamp: float) -> None:
@@ -81,16 +91,23 @@ class Telling:
     def _generation_start(self, event: StreamEvent, chain: VisibleChain) -> None:
         del event  # its numbers would be noise on the console
         self._gathering.end_text(chain)
-        chain.offset, chain.tag = 0, None
+        chain.offset, chain.tag, chain.reasoning = 0, None, False
 
     def _generation_end(self, event: StreamEvent, chain: VisibleChain) -> None:
         data = event.data
+        if "reasoning" in data and not chain.reasoning:  # its chunks were left out
+            self._gathering.end_text(chain)
+            chain.tag = REASONING
+            self._gathering.add_text(chain, _text(data, "reasoning"), event.timestamp)
         rest = _text(data, "content")[chain.offset :]
+        if chain.tag == REASONING:
+            self._gathering.end_text(chain)
+            chain.tag = None
         if rest:  # the backend does not stream, or chunks were left out
             self._gathering.add_text(chain, rest, event.timestamp)
         self._gathering.end_text(chain)
         int(data.get("completion_tokens", 0))  # raises if it is not a number, and the event is then shown raw
-        chain.offset, chain.without_ids, chain.tag = 0, 0, None
+        chain.offset, chain.without_ids, chain.tag, chain.reasoning = 0, 0, None, False
         why = {
             "length": f"cut off after {data.get('completion_tokens')} tokens",
             "cancelled": "cancelled",
@@ -146,6 +163,7 @@ class Telling:
         chain.printed.clear()
         before = count_of(data.get("content_omitted")) or 0  # the text was too long for the snapshot
         chain.offset, chain.without_ids, chain.tag = before + len(content), 0, None
+        chain.reasoning = bool(data.get("reasoning"))
         if content:
             chain.partial_line = True
             self._gathering.add_text(chain, content, event.timestamp)

@@ -587,6 +587,7 @@ const HANDLERS = new Map(
       if (tail === null && step !== null && step === fields.generation_step) return; // its end was already seen
       const why = word(data.finish_reason);
       const said = typeof data.content === "string" ? data.content : (tail ?? new Tail(MAX_TEXT));
+      if (typeof data.reasoning === "string") view.reasoning = Tail.of(data.reasoning, MAX_OUTPUT); // whole
       view.conversation.add(withReasoning(view, generated(said, why, step)));
       view.generation = view.reasoning = null;
       fields.generation_step = step;
