@@ -231,9 +231,7 @@ class Batch:
     def _show(self, row: _Row, token_id: int, logprob: float | None = None) -> None:
         if row.generation is not None and row.texts is not None:
             row.shown.append(token_id)
-            row.generation.chunk(
-                row.texts.next(token_id), [token_id], None if logprob is None else [logprob]
-            )
+            row.generation.chunk(row.texts.next(token_id), [token_id], None if logprob is None else [logprob])
 
     def turn_ends(
         self, ids: Sequence[list[int]], logprobs: Sequence[Sequence[float | None]] | None, may_call: bool
@@ -252,9 +250,7 @@ class Batch:
             if not may_call:
                 self._close_turn(row)
 
-    def _show_rest(
-        self, row: _Row, completion: list[int], logprobs: Sequence[float | None] | None
-    ) -> None:
+    def _show_rest(self, row: _Row, completion: list[int], logprobs: Sequence[float | None] | None) -> None:
         """Show what was not shown while it was sampled: all of it, or half a character."""
         if row.generation is None or row.texts is None:
             return
@@ -269,7 +265,9 @@ class Batch:
         if logprobs is not None and len(logprobs) == len(completion):
             known = [value for value in logprobs[len(shown) :] if value is not None]
         row.generation.chunk(
-            row.texts.rest(completion), new or None, known if new and known and len(known) == len(new) else None
+            row.texts.rest(completion),
+            new or None,
+            known if new and known and len(known) == len(new) else None,
         )
 
     def _say_differs(self, row: _Row) -> None:
@@ -295,7 +293,9 @@ class Batch:
         row = self._rows[number]
         results = [message for message in messages if message.get("role") == "tool"]
         answers = [message for message in messages if message.get("role") == "assistant"]
-        order = [call for call in row.calls if not call.is_async] + [call for call in row.calls if call.is_async]
+        order = [call for call in row.calls if not call.is_async] + [
+            call for call in row.calls if call.is_async
+        ]
         for call, result in zip(order, results, strict=False):
             self._returned(row, call, _text_of(result.get("content")))
         for message in messages:
@@ -340,9 +340,7 @@ class Batch:
         """Note which ids of completions that a `rollout_func` made are the model's: 1 for these, 0 for others; None: all are."""
         self._masks = masks
 
-    def completed(
-        self, prompts: Sequence[Any], completions: Sequence[Any], ids: Sequence[list[int]]
-    ) -> None:
+    def completed(self, prompts: Sequence[Any], completions: Sequence[Any], ids: Sequence[list[int]]) -> None:
         """All rows are complete, and are scored now.
 
         Args:
@@ -405,7 +403,9 @@ class Batch:
         if row.chain.ended:
             return
         reason: ChainFinishReason = "answered"
-        if not row.ended or any(call.claimed for call in row.calls):  # whose results are not in the completion
+        if not row.ended or any(
+            call.claimed for call in row.calls
+        ):  # whose results are not in the completion
             reason = "max_tokens"
         elif row.calls:  # for which the trainer has no more iterations
             reason = "max_steps"

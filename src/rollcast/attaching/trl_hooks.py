@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,9 +20,7 @@ from rollcast.attaching.trl_tools import ToolLoop
 from rollcast.attaching.trl_training import Training
 from rollcast.records.event import RunStatus
 
-__all__ = ["EXPECTED", "TrainerHooks", "missing_in"]
-
-logger = logging.getLogger("rollcast.attach")
+__all__ = ["EXPECTED", "TrainerHooks", "has_tools", "missing_in"]
 
 EXPECTED: Mapping[str, tuple[str, ...]] = {
     "_generate_and_score_completions": ("inputs",),
@@ -33,6 +30,11 @@ EXPECTED: Mapping[str, tuple[str, ...]] = {
     "_tool_call_loop": ("prompts", "completions"),
 }
 """The methods that are wrapped, and the parameters of theirs that are read."""
+
+
+def has_tools(trainer: Any) -> bool:
+    """Whether the trainer calls tools of its own."""
+    return bool(getattr(trainer, "tools", None))
 
 
 def missing_in(trainer: Any) -> list[str]:
@@ -192,7 +194,7 @@ class TrainerHooks:
         return result
 
     def _tool_names(self, count: int) -> list[list[str]]:
-        if not getattr(self._trainer, "tools", None):
+        if not has_tools(self._trainer):
             return []
         both = zip(self._trainer._sync_tool_dicts, self._trainer._async_tool_dicts, strict=True)  # noqa: SLF001  (TRL keeps them nowhere else)
         return [[*sync, *others] for sync, others in both][:count]
@@ -213,9 +215,11 @@ class TrainerHooks:
             result = method(*args, **kwargs)
         with watch.guarded():
             if batch is not None:
-                ids, logprobs = result
+                ids, logprobs = (
+                    result if isinstance(result, tuple) else (result, None)
+                )  # RLOO returns ids alone
                 copied = None if logprobs is None else [list(values) for values in logprobs]
-                may_call = bool(getattr(self._trainer, "tools", None))
+                may_call = has_tools(self._trainer)
                 watch.tell(batch.turn_ends, [list(row) for row in ids], copied, may_call)
         return result
 

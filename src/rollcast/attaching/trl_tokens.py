@@ -61,7 +61,9 @@ def _can_stream(model: Any, kwargs: dict[str, Any]) -> bool:
     if kwargs.get("streamer") is not None or kwargs.get("assistant_model") is not None:
         return False
     configs = [kwargs.get("generation_config"), model.generation_config]
-    modes = {str(getattr(config.get_generation_mode(), "value", "")) for config in configs if config is not None}
+    modes = {
+        str(getattr(config.get_generation_mode(), "value", "")) for config in configs if config is not None
+    }
     return modes <= _WITH_STREAMERS and not kwargs.get("custom_generate")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from rollcast.attaching.trl_batch import Batch, Call
 from rollcast.attaching.watch import Watch
@@ -28,7 +28,7 @@ class ToolLoop:
     """
 
     def __init__(self, watch: Watch, batch: Batch, completions: Sequence[list[dict[str, Any]]]) -> None:
-        self._watch = watch
+        self.watch = watch
         self._batch = batch
         self._completions = completions
         self._seen = [0] * len(completions)  # how many messages of each row were looked at
@@ -48,9 +48,9 @@ class ToolLoop:
             new = [dict(message) for message in messages[seen:]]
             if new[-1].get("role") == "assistant":
                 self._calls[number] = [_call_of(call) for call in new[-1].get("tool_calls") or ()]
-                self._watch.tell(self._batch.messages, number, new, list(self._calls[number]))
+                self.watch.tell(self._batch.messages, number, new, list(self._calls[number]))
             else:
-                self._watch.tell(self._batch.messages, number, new, [])
+                self.watch.tell(self._batch.messages, number, new, [])
 
     def rows_of_next_turn(self) -> list[int]:
         """The rows that generate now: those whose tools have just returned something that was not taken back."""
@@ -67,10 +67,11 @@ class ToolLoop:
         sync, others = trainer._sync_tool_dicts, trainer._async_tool_dicts  # noqa: SLF001  (TRL keeps them nowhere else)
         self._dicts = sync, others
         trainer._sync_tool_dicts = [  # noqa: SLF001  (as above)
-            {name: self._watched(number, name, tool) for name, tool in tools.items()} for number, tools in enumerate(sync)
+            {name: self.watched(number, name, tool) for name, tool in tools.items()}
+            for number, tools in enumerate(sync)
         ]
         trainer._async_tool_dicts = [  # noqa: SLF001  (as above)
-            {name: self._watched_async(number, name, tool) for name, tool in tools.items()}
+            {name: self.watched_async(number, name, tool) for name, tool in tools.items()}
             for number, tools in enumerate(others)
         ]
 
@@ -79,61 +80,82 @@ class ToolLoop:
         if self._dicts is not None:
             trainer._sync_tool_dicts, trainer._async_tool_dicts = self._dicts  # noqa: SLF001  (as above)
 
-    def _begins(self, number: int, name: str) -> Call | None:
-        """The call of this row that the trainer makes now."""
-        with self._watch.guarded():
-            self.look()
-            for call in self._calls.get(number, ()):
-                if call.name == name and not call.claimed:
-                    call.claimed = True
-                    self._watch.tell(self._batch.calls, number, call)
-                    return call
+    def begins(self, number: int, name: str) -> Call | None:
+        """The call of this row that the trainer makes now; None if the model asked for none of this name."""
+        self.look()
+        for call in self._calls.get(number, ()):
+            if call.name == name and not call.claimed:
+                call.claimed = True
+                self.watch.tell(self._batch.calls, number, call)
+                return call
         return None
 
-    def _ends(self, number: int, call: Call | None, result: Any, error: BaseException | None) -> None:
-        if call is None:
-            return
-        call.failed = error is not None
-        text = str(result) if error is None and type(result) in _PLAIN else None
-        self._watch.tell(self._batch.called, number, call, text)
+    def ends(self, number: int, call: Call, result: Any, *, failed: bool) -> None:
+        """A call has returned, or raised. Only text and plain numbers are turned into text here; of the rest TRL makes it."""
+        call.failed = failed
+        text = str(result) if not failed and type(result) in _PLAIN else None
+        self.watch.tell(self._batch.called, number, call, text)
 
     def _watched(self, number: int, name: str, tool: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(tool)
         def watched(*args: Any, **kwargs: Any) -> Any:
-            call = self._begins(number, name)
-            try:
-                result = tool(*args, **kwargs)
-            except BaseException as error:
-                self._ends(number, call, None, error)
-                raise
-            self._ends(number, call, result, None)
-            return result
+            with _Telling(self, number, name) as telling:
+                telling.result = tool(*args, **kwargs)
+            return telling.result
 
         return watched
 
     def _watched_async(self, number: int, name: str, tool: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(tool)
         def watched(*args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
-            call = self._begins(number, name)
+            telling = _Telling(self, number, name).__enter__()
             try:
                 made = tool(*args, **kwargs)  # which refuses wrong arguments now, as without us
-            except BaseException as error:
-                self._ends(number, call, None, error)
+            except BaseException:
+                telling.tell(failed=True)
                 raise
-            if call is not None:
-                call.is_async = True
-            return self._awaited(number, call, made)
+            if telling.call is not None:
+                telling.call.is_async = True
+            return _awaited(telling, made)
 
         return watched
 
-    async def _awaited(self, number: int, call: Call | None, made: Coroutine[Any, Any, Any]) -> Any:
-        try:
-            result = await made
-        except BaseException as error:
-            self._ends(number, call, None, error)
-            raise
-        self._ends(number, call, result, None)
-        return result
+
+class _Telling:
+    """Tells of one call of a tool: as a block around it, or piece by piece.
+
+    Attributes:
+        call: the call, if the model asked for one.
+        result: what the tool returned.
+    """
+
+    def __init__(self, loop: ToolLoop, number: int, name: str) -> None:
+        self._loop, self._number, self._name = loop, number, name
+        self.call: Call | None = None
+        self.result: Any = None
+
+    def __enter__(self) -> Self:
+        with self._loop.watch.guarded():
+            self.call = self._loop.begins(self._number, self._name)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.tell(failed=kind is not None)
+
+    def tell(self, *, failed: bool) -> None:
+        with self._loop.watch.guarded():
+            if self.call is not None:
+                self._loop.ends(self._number, self.call, self.result, failed=failed)
+
+
+async def _awaited(telling: _Telling, made: Coroutine[Any, Any, Any]) -> Any:
+    try:
+        telling.result = await made
+    except BaseException:
+        telling.tell(failed=True)
+        raise
+    telling.tell(failed=False)
+    return telling.result
 
 
 def _call_of(call: Mapping[str, Any]) -> Call:
