@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("trl", reason="needs the extra")
 
 import torch
+from tests.attaching.trl_trainings import data, is_equal, new_trainer, outcome, shortness
 from transformers import TrainerCallback
 from trl import GRPOTrainer, RLOOConfig, RLOOTrainer
 
@@ -21,7 +22,6 @@ from rollcast.attaching.trl_training import Training
 from rollcast.records import StreamEventType
 from rollcast.stream import StreamingManager
 from rollcast.testing import capture_events
-from tests.attaching.trl_trainings import data, is_equal, new_trainer, outcome, shortness
 
 pytestmark = [
     pytest.mark.torch,

@@ -8,12 +8,12 @@ import pytest
 pytest.importorskip("trl", reason="needs the extra")
 
 import torch
+from tests.attaching.trl_trainings import is_equal, new_trainer, outcome, tokenizer_for_tools, turns
 
 from rollcast import attach
 from rollcast.records import StreamEventType
 from rollcast.stream import StreamingManager
 from rollcast.testing import capture_events
-from tests.attaching.trl_trainings import is_equal, new_trainer, outcome, tokenizer_for_tools, turns
 
 pytestmark = [
     pytest.mark.torch,
@@ -161,7 +161,7 @@ def test_calls_that_fail_have_their_events_too(tmp_path):
 def test_results_that_trl_takes_back_end_the_chain_by_length(tmp_path):
     """They would have made the completion too long, so no generation reads them."""
     answers = [[SUM, "5", "5", "5"]]
-    _, completions, capture = trained(tmp_path, answers, max_completion_length=20)
+    _, completions, capture = trained(tmp_path, answers, max_completion_length=14)
     capture.check()
     assert [message["role"] for message in completions[0]] == ["assistant"]
     assert [event.data["tool_name"] for event in of_chain(capture, 0, T.TOOL_CALL_END)] == ["calculator"]

@@ -67,11 +67,11 @@ class ToolLoop:
         sync, others = trainer._sync_tool_dicts, trainer._async_tool_dicts  # noqa: SLF001  (TRL keeps them nowhere else)
         self._dicts = sync, others
         trainer._sync_tool_dicts = [  # noqa: SLF001  (as above)
-            {name: self.watched(number, name, tool) for name, tool in tools.items()}
+            {name: self._watched(number, name, tool) for name, tool in tools.items()}
             for number, tools in enumerate(sync)
         ]
         trainer._async_tool_dicts = [  # noqa: SLF001  (as above)
-            {name: self.watched_async(number, name, tool) for name, tool in tools.items()}
+            {name: self._watched_async(number, name, tool) for name, tool in tools.items()}
             for number, tools in enumerate(others)
         ]
 
