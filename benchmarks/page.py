@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Figure, figure, paired, ratios
-from benchmarks.page_browser import Browser, OpenCommand, StageProcess, Tab, browser, frames_of, wait_until
+from benchmarks.page_browser import (
+    Browser,
+    OpenCommand,
+    StageProcess,
+    Tab,
+    browser,
+    browser_seconds,
+    frames_of,
+    wait_until,
+)
 
 __all__ = ["PARTS", "run"]
 
@@ -249,12 +258,22 @@ def _cost(started: Browser, quick: bool) -> Iterator[Figure]:
             stage.do("play", chains=8)
             results = paired(_watched(started, stage, what, options), rounds)
         cpu = {name: [result["cpu"] for result in values] for name, values in results.items()}
+        browsers = {name: [result["browser"] for result in values] for name, values in results.items()}
         digests = {result["digest"] for values in results.values() for result in values}
         title = f"page: CPU of {whose}"
         yield figure(f"{title}, no page", cpu["none"], "s")
         yield figure(
             f"{title}, the overview open / no page", ratios(cpu["overview"], cpu["none"]), "×", "<= 1.02"
         )
+        yield figure(f"{title}, a busy page of nobody's / no page", ratios(cpu["busy"], cpu["none"]), "×")
+        yield figure(
+            f"{title}, the overview open / a page of nobody's that is as busy",
+            ratios(cpu["overview"], cpu["busy"]),
+            "×",
+            "<= 1.02",
+        )
+        yield figure(f"{title}: the browser's share of a core", browsers["overview"], "")
+        yield figure(f"{title}: a share of the busy page's browser", browsers["busy"], "")
         yield figure(f"{title}, a hidden tab / no page", ratios(cpu["hidden"], cpu["none"]), "×", "<= 1.02")
         yield figure(f"{title}: results that differ by a byte", len(digests) - 1, "", "<= 0")
 
@@ -262,18 +281,31 @@ def _cost(started: Browser, quick: bool) -> Iterator[Figure]:
 def _watched(
     started: Browser, stage: StageProcess, what: str, options: dict[str, Any]
 ) -> dict[str, Callable[[], dict[str, Any]]]:
-    """The same work without a page, with the overview open, and with a hidden tab."""
+    """The same work without a page, with the overview open, with a hidden tab, and beside a page that has nothing to do with it.
+
+    The last is the control: it uses as much of a core as the overview's browser did the last time, so it shows what any
+    busy program beside a run does to the CPU time of that run.
+    """
+    share = 0.3
+
+    def work() -> dict[str, Any]:
+        began = browser_seconds()
+        result = stage.do(what, **options)
+        return result | {"browser": (browser_seconds() - began) / result["wall"]}
 
     def closed() -> dict[str, Any]:
         while stage.do("clients")["clients"]:
             time.sleep(0.05)
-        return stage.do(what, **options)
+        return work()
 
     def overview() -> dict[str, Any]:
+        nonlocal share
         with Tab(started) as tab:
             tab.page.goto(stage.url)
             tab.see("main .panel")
-            return stage.do(what, **options)
+            result = work()
+            share = min(result["browser"], 1)
+            return result
 
     def hidden() -> dict[str, Any]:
         with Tab(started) as tab:
@@ -282,9 +314,16 @@ def _watched(
             tab.hide()
             while stage.do("clients")["clients"]:
                 tab.page.wait_for_timeout(200)
-            return stage.do(what, **options)
+            return work()
 
-    return {"none": closed, "overview": overview, "hidden": hidden}
+    def busy() -> dict[str, Any]:
+        while stage.do("clients")["clients"]:
+            time.sleep(0.05)
+        with Tab(started) as tab:
+            tab.keep_busy(share)
+            return work()
+
+    return {"none": closed, "overview": overview, "hidden": hidden, "busy": busy}
 
 
 def _share(values: list[float], share: float) -> float:

@@ -18,13 +18,14 @@ from benchmarks.helper import Helper
 from benchmarks.measure import NotInstalledError
 
 try:
+    import psutil
     from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
 except ImportError as error:
     raise NotInstalledError(
-        "the benchmark `page` needs Playwright; run: pip install 'playwright>=1.49'"
+        "the benchmark `page` needs Playwright and psutil; run: pip install 'playwright>=1.49' psutil"
     ) from error
 
-__all__ = ["OpenCommand", "StageProcess", "Tab", "browser", "frames_of", "wait_until"]
+__all__ = ["OpenCommand", "StageProcess", "Tab", "browser", "browser_seconds", "frames_of", "wait_until"]
 
 CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None:
@@ -157,6 +158,20 @@ class Tab:
             "Object.defineProperty(document, 'hidden', {get: () => true}); document.dispatchEvent(new Event('visibilitychange'))"
         )
 
+    def keep_busy(self, share: float) -> None:
+        """Make the tab use this share of a core, a little in every 50 ms, on 8 MB of numbers."""
+        self.page.evaluate(
+            """share => {
+              const numbers = new Float64Array(1e6);
+              let at = 0;
+              setInterval(() => {
+                const end = performance.now() + 50 * share;
+                while (performance.now() < end) for (let i = 0; i < 1e3; i++) numbers[at = (at + 7919) % 1e6] += 1;
+              }, 50);
+            }""",
+            share,
+        )
+
     @contextlib.contextmanager
     def traced(self) -> Iterator[list[dict[str, Any]]]:
         """The events of a trace of the block; the list is filled when the block ends."""
@@ -172,6 +187,17 @@ class Tab:
         self.devtools.send("Performance.enable")
         metrics = {m["name"]: m["value"] for m in self.devtools.send("Performance.getMetrics")["metrics"]}
         return metrics["JSHeapUsedSize"] / 2**20, int(metrics["Nodes"])
+
+
+def browser_seconds() -> float:
+    """The CPU seconds that all processes of the browser have spent so far."""
+    total = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "chrom" in process.name():
+                times = process.cpu_times()
+                total += times.user + times.system
+    return total
 
 
 def wait_until(page: Page, condition: str, seconds: float = 60) -> None:

@@ -16,7 +16,7 @@ from rollcast.testing.conformance.folder import perturbed_checkpoint, subject_fr
 from rollcast.testing.conformance.subject import BackendUnderTest
 from rollcast.testing.scripted import ScriptedBackend
 
-__all__ = ["async_vllm", "scripted", "tiny", "transformers", "untied_model"]
+__all__ = ["async_vllm", "openai", "scripted", "tiny", "transformers", "untied_model"]
 
 VLLM_OPTIONS: dict[str, Any] = {
     "dtype": "float32",
@@ -73,6 +73,38 @@ def async_vllm(scratch: Path) -> BackendUnderTest:
         hot=2.0,  # vLLM takes no more
         timeout_s=180.0,
     )
+
+
+def openai(scratch: Path) -> BackendUnderTest:
+    """The embedded backend behind a server that speaks OpenAI as vLLM does."""
+    return subject_from_folder(
+        "openai",
+        lambda: asyncio.to_thread(_served_tiny),
+        CHECKPOINT,
+        new_folder=perturbed_checkpoint(CHECKPOINT, scratch / "new"),
+        wrong_weights={},
+        kill=lambda backend: _kill_step(backend.served),
+        running=lambda backend: _running_here(backend.served),
+    )
+
+
+def _served_tiny() -> Any:
+    """An openai backend that takes its server along when it is closed."""
+    from rollcast.models.openai import OpenAIBackend
+    from rollcast.testing import OpenAIServer
+
+    class WithServer(OpenAIBackend):
+        async def close(self) -> None:
+            await super().close()
+            await asyncio.to_thread(server.__exit__, None, None, None)
+            await self.served.close()
+
+    tiny_backend = TinyBackend()
+    server = OpenAIServer(tiny_backend, model="tiny", context=tiny_backend.context)
+    server.__enter__()
+    backend = WithServer("tiny", base_url=server.url, tokenizer=CHECKPOINT, retries=1)
+    backend.served = tiny_backend  # type: ignore[attr-defined]
+    return backend
 
 
 def untied_model(folder: Path, *, tied: bool = False, context: int = 1024, seed: int = 0) -> Path:

@@ -105,6 +105,10 @@ class Attachment:
         """Have this called when the attachment is detached, the latest first, to take a hook out again."""
         self._undo.append(undo)
 
+    def on_close(self, act: Callable[[], object]) -> None:
+        """Have this called on the watch's thread when the attachment ends, after all that was told and before its runs close."""
+        self._runs.before_close.append(act)
+
     def hook(self, owner: Any, name: str, value: Any) -> None:
         """Set an attribute of one object, and put back what was there when the attachment is detached.
 
@@ -175,6 +179,7 @@ class _Runs:
         self.about: RunAbout = {"agent": host, "chains": 0, "groups": 0}
         self.status: RunStatus = "completed"
         self._outlets = outlets
+        self.before_close: list[Callable[[], object]] = []
         self._main: RunWriter | None = None
         self._open: list[RunWriter] = []
 
@@ -195,6 +200,10 @@ class _Runs:
 
     def close(self) -> None:
         """Close what is open: chains with `unknown`, since nobody knows how they would have ended."""
+        acts, self.before_close = self.before_close, []
+        for act in acts:
+            with suppress(Exception):  # what is still open is closed below
+                act()
         open_now, self._open = self._open, []
         for run in reversed(open_now):
             for chain in list(run.open_chains.values()):

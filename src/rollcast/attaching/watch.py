@@ -15,7 +15,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ContextDecorator, suppress
 from types import TracebackType
@@ -60,6 +60,7 @@ class Watch:
         self._bell, self._hurry = _held(), _held()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._aside = False
         self._told = False
         self._pid = os.getpid()
         self._guard = _Guard(self)
@@ -91,12 +92,18 @@ class Watch:
 
     def step_aside(self, error: BaseException) -> None:
         """Take no more acts, since our own code failed; say so once, and have what is open closed. Call it from any thread."""
-        if not self.on:
-            return
         self.on = False
-        self._acts.clear()
-        self._acts.extend([(self._say, (error,)), (self._close_open, ())])
+        if self._aside:
+            return
+        self._aside = True
+        kept = [act for act in self._drained() if act[0] in (fulfil, _end)]  # somebody waits for these
+        self._acts.extend([(self._say, (error,)), (self._close_open, ()), *kept])
         self._wake()
+
+    def _drained(self) -> Iterator[tuple[Act, tuple[Any, ...]]]:
+        with suppress(IndexError):
+            while True:
+                yield self._acts.popleft()
 
     @property
     def forked(self) -> bool:

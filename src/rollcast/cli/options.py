@@ -121,14 +121,14 @@ ModelOption = Annotated[
     ),
 ]
 BackendOption = Annotated[
-    str | None, Option(metavar="NAME", help="What runs the model: tiny, transformers or async_vllm.")
+    str | None, Option(metavar="NAME", help="What runs the model: tiny, transformers, async_vllm or openai.")
 ]
 BackendOptionsOption = Annotated[
     list[str] | None,
     Option(
         "--backend-option",
         metavar="NAME=VALUE",
-        help="An option of the backend, such as device=cuda; the value is JSON or a word. May be given several times.",
+        help="An option of the backend, such as device=cuda or base_url=http://127.0.0.1:8000; the value is JSON or a word. May be given several times.",
     ),
 ]
 RowsOption = Annotated[

@@ -41,6 +41,7 @@ _BACKENDS = {
     "tiny": "rollcast.models.tiny:TinyBackend",
     "transformers": "rollcast.models.hf:TransformersBackend",
     "async_vllm": "rollcast.models.vllm:AsyncVLLMBackend",
+    "openai": "rollcast.models.openai:OpenAIBackend",
 }
 BACKENDS = tuple(_BACKENDS)
 """The names that `resolve_backend` knows."""
@@ -57,7 +58,7 @@ def resolve_backend(
     """Load the backend of this name; return a `Backend` as it is.
 
     Args:
-        backend: a name (`tiny`, `transformers`, `async_vllm`) or a `Backend`; None is `tiny` for the embedded model.
+        backend: a name (`tiny`, `transformers`, `async_vllm`, `openai`) or a `Backend`; None is `tiny` for the embedded model.
         model_name: the model to load.
         options: keyword arguments of the named backend.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -17,7 +17,7 @@ from rollcast.models.text import TokenTexts
 if TYPE_CHECKING:
     from rollcast.models.chat import TemplateRenderer
 
-__all__ = ["EngineBackend", "Generates"]
+__all__ = ["EngineBackend", "Generates", "InboxBackend", "room_for"]
 
 G = TypeVar("G", bound=Inbox)
 G_contra = TypeVar("G_contra", bound=Inbox, contravariant=True)
@@ -44,40 +44,29 @@ class Generates(Protocol[G_contra]):
         ...
 
 
-class EngineBackend(ABC, Generic[G]):
-    """A token-exact backend whose engine samples elsewhere, on a thread or in a process of its own.
+class InboxBackend(ABC, Generic[G]):
+    """A backend whose engine samples elsewhere, on a thread, in a process or on a server, and fills inboxes.
 
     Requests may come from several event loops and threads at once. A subclass sets the attributes before it calls
-    `__init__`, and makes the generations that its engine takes.
+    `__init__`.
 
     Args:
         engine: the engine that samples.
-        texts: the texts of the model's tokens.
 
     Attributes:
         name, model_name, token_exact, logprobs, streams, policy_version, renderer: as in `Backend`.
-        context: how many tokens a prompt and what is sampled after it may have together.
-        vocab_size: how many ids the model knows.
     """
 
     name: str
     model_name: str
-    renderer: TemplateRenderer
-    token_exact = True
-    logprobs = True
-    streams = True
-    context: int
-    vocab_size: int
+    renderer: TemplateRenderer | None
+    token_exact: bool = True
+    logprobs: bool = True
+    streams: bool = True
 
-    _for_more_context = "use a larger model"
-    """What to do if a conversation that cannot be shortened does not fit."""
-
-    def __init__(self, engine: Generates[G], texts: TokenTexts) -> None:
+    def __init__(self, engine: Generates[G]) -> None:
         self._engine = engine
-        self._texts = texts
         self._generations: dict[str, G] = {}
-        # More text than this cannot fit, and encoding megabytes of it would block the event loop for seconds.
-        self.renderer.max_characters = self.context * max(map(len, texts.bytes))
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -86,10 +75,11 @@ class EngineBackend(ABC, Generic[G]):
         )
 
     @abstractmethod
-    def _generation(self, prompt_ids: list[int], sampling: Sampling, limit: int) -> G:
-        """Make a generation of at most `limit` tokens for this backend's engine; the prompt was checked.
+    def _asked(self, request: GenerationRequest) -> tuple[G, int | None]:
+        """Make the generation that the engine takes, and tell the prompt's length if only the backend knows it.
 
         Raises:
+            PromptTooLongError: the prompt fills the model's context.
             InputError: the engine cannot sample in this way.
         """
 
@@ -109,10 +99,7 @@ class EngineBackend(ABC, Generic[G]):
             BackendClosedError: the backend was closed, or its engine's process died.
             BackendError: the engine failed, or its weights give no finite logits or are not what they should be.
         """
-        rendered = request.prompt_ids is None
-        prompt_ids = self.renderer.render(request.messages, request.tools) if rendered else request.prompt_ids
-        assert prompt_ids is not None
-        generation = self._generation(prompt_ids, request.sampling, self._limit(request, prompt_ids))
+        generation, prompt_tokens = self._asked(request)
         if self._generations.setdefault(request.request_id, generation) is not generation:
             raise InputError(f"request {request.request_id!r} is still running; give each request its own id")
         try:
@@ -129,9 +116,9 @@ class EngineBackend(ABC, Generic[G]):
                 item = items.popleft()
                 if isinstance(item, Delta):
                     running = item.finish_reason is None
-                    if rendered:
-                        rendered = False
-                        item = msgspec.structs.replace(item, prompt_tokens=len(prompt_ids))
+                    if prompt_tokens is not None:
+                        item = msgspec.structs.replace(item, prompt_tokens=prompt_tokens)
+                        prompt_tokens = None
                     yield item
                 else:
                     running = False
@@ -142,18 +129,85 @@ class EngineBackend(ABC, Generic[G]):
             if running:
                 self._engine.leave(generation)
 
-    def _limit(self, request: GenerationRequest, prompt_ids: list[int]) -> int:
-        """How many tokens may be sampled; a prompt that no engine can take is refused here."""
-        check_prompt_ids(prompt_ids, self.vocab_size)
-        if len(prompt_ids) >= self.context:
-            raise PromptTooLongError(
-                f"the prompt has {len(prompt_ids)} tokens; expected fewer than the {self.context} of {self.model_name}'s "
-                f"context: shorten the conversation, or {self._for_more_context}"
-            )
-        return min(request.sampling.max_tokens, self.context - len(prompt_ids))
-
     async def cancel(self, request_id: str) -> None:
         """End a generation early; its iterator ends. Unknown ids are ignored."""
         generation = self._generations.get(request_id)
         if generation is not None:
             self._engine.leave(generation)
+
+
+class EngineBackend(InboxBackend[G]):
+    """A token-exact backend: it renders prompts, and checks them before its engine sees them.
+
+    A subclass makes the generations that its engine takes.
+
+    Args:
+        engine: the engine that samples.
+        texts: the texts of the model's tokens.
+
+    Attributes:
+        context: how many tokens a prompt and what is sampled after it may have together.
+        vocab_size: how many ids the model knows.
+    """
+
+    renderer: TemplateRenderer
+    context: int
+    vocab_size: int
+
+    _for_more_context = "use a larger model"
+    """What to do if a conversation that cannot be shortened does not fit."""
+
+    def __init__(self, engine: Generates[G], texts: TokenTexts) -> None:
+        super().__init__(engine)
+        self._texts = texts
+        # More text than this cannot fit, and encoding megabytes of it would block the event loop for seconds.
+        self.renderer.max_characters = self.context * max(map(len, texts.bytes))
+
+    @abstractmethod
+    def _generation(self, prompt_ids: list[int], sampling: Sampling, limit: int) -> G:
+        """Make a generation of at most `limit` tokens for this backend's engine; the prompt was checked.
+
+        Raises:
+            InputError: the engine cannot sample in this way.
+        """
+
+    def _asked(self, request: GenerationRequest) -> tuple[G, int | None]:
+        rendered = request.prompt_ids is None
+        prompt_ids = self.renderer.render(request.messages, request.tools) if rendered else request.prompt_ids
+        assert prompt_ids is not None
+        limit = room_for(
+            prompt_ids,
+            request.sampling.max_tokens,
+            self.vocab_size,
+            self.context,
+            self.model_name,
+            self._for_more_context,
+        )
+        generation = self._generation(prompt_ids, request.sampling, limit)
+        return generation, len(prompt_ids) if rendered else None
+
+
+def room_for(
+    prompt_ids: Sequence[int], max_tokens: int, vocabulary: int, context: int, model: str, advice: str
+) -> int:
+    """How many tokens may be sampled after a prompt, at most `max_tokens`.
+
+    Args:
+        prompt_ids: shape (T,).
+        max_tokens: what the request allows.
+        vocabulary: how many ids the model knows.
+        context: how many tokens a prompt and what is sampled after it may have together.
+        model: the model's name.
+        advice: what to do if a conversation that cannot be shortened does not fit.
+
+    Raises:
+        InputError: no engine can take the prompt.
+        PromptTooLongError: it fills the context.
+    """
+    check_prompt_ids(prompt_ids, vocabulary)
+    if len(prompt_ids) >= context:
+        raise PromptTooLongError(
+            f"the prompt has {len(prompt_ids)} tokens; expected fewer than the {context} of {model}'s "
+            f"context: shorten the conversation, or {advice}"
+        )
+    return min(max_tokens, context - len(prompt_ids))

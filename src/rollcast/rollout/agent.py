@@ -42,7 +42,7 @@ class BaseAgent(AgentValue):
     Args:
         model_name: `rollcast/tiny`, or a model that the backend loads.
         tools: functions or `Tool`s that the model may call.
-        backend: `tiny`, `transformers`, `async_vllm`, or a `Backend` of your own; None chooses by the model's name.
+        backend: `tiny`, `transformers`, `async_vllm`, `openai`, or a `Backend` of your own; None chooses by the model's name.
         system_prompt: put before conversations that have none.
         parser: reads tool calls from text: a name (`hermes`) or a `Parser`.
         reward: scores a finished chain: a `@reward` or a plain function.

@@ -442,6 +442,7 @@ class ChainWriter:
         sampling: dict[str, Any] | None = None,
         policy_version: int | None = None,
         fresh: bool = False,
+        model: str | None = None,
     ) -> GenerationWriter:
         """Make the next generation; use it as a context manager.
 
@@ -450,6 +451,7 @@ class ChainWriter:
             prompt_tokens: the length of the whole prompt in tokens.
             sampling: the sampling parameters.
             policy_version: the version of the weights that are loaded now; None: that of the run.
+            model: the model that generates; None: that of the run.
             fresh: `prompt_ids` are the whole prompt, which does not continue the turns before; a new segment begins.
 
         A generation that is still open when the next one begins ends with `error`.
@@ -462,7 +464,7 @@ class ChainWriter:
         )
         version = self.run.policy_version if policy_version is None else policy_version
         kind = _TimedGenerationWriter if self._ids_are_wanted() else GenerationWriter
-        return kind(self, turn, sampling or {}, version)
+        return kind(self, turn, sampling or {}, version, self.run.model if model is None else model)
 
     def _ids_are_wanted(self) -> bool:
         """Whether an observer wants the ids of this chain's generations, and so when each of their tokens arrived."""
@@ -564,9 +566,22 @@ class ChainWriter:
 class GenerationWriter:
     """One generation: emits `llm_generation_start` on entering the block and `llm_generation_end` on leaving it."""
 
-    __slots__ = ("_began", "_run", "_sampling", "_version", "chain", "depth", "lock", "route", "turn")
+    __slots__ = (
+        "_began",
+        "_model",
+        "_run",
+        "_sampling",
+        "_version",
+        "chain",
+        "depth",
+        "lock",
+        "route",
+        "turn",
+    )
 
-    def __init__(self, chain: ChainWriter, turn: Turn, sampling: dict[str, Any], version: int) -> None:
+    def __init__(
+        self, chain: ChainWriter, turn: Turn, sampling: dict[str, Any], version: int, model: str
+    ) -> None:
         self.chain = chain
         self._run = chain.run
         self.turn = turn
@@ -574,6 +589,7 @@ class GenerationWriter:
         self.lock = chain.lock
         self._sampling = sampling
         self._version = version
+        self._model = model
         self._began = time.perf_counter()
         self.depth: int | None = (
             None  # the chain's; a token of many chains finds it here without another object
@@ -601,10 +617,10 @@ class GenerationWriter:
             chain.depth = self.depth = 1 if turn.fresh else (chain.depth or 0) + 1
             self._began = time.perf_counter()
             if chain.live:
-                chain.notes.generation_began(chain.trajectory, chain.run.model, self._version)
+                chain.notes.generation_began(chain.trajectory, self._model, self._version)
                 data = {
                     "prompt_tokens": turn.prompt_tokens,
-                    "model": chain.run.model,
+                    "model": self._model,
                     "policy_version": self._version,
                     "sampling": self._sampling,
                 }
@@ -626,7 +642,8 @@ class GenerationWriter:
                 log-probability for each id.
         """
         if reasoning:
-            return self._chunk_with_reasoning(text, reasoning, token_ids, logprobs, policy_version)
+            self._chunk_with_reasoning(text, reasoning, token_ids, logprobs, policy_version)
+            return
         turn, route = self.turn, self.route
         if text.__class__ is not str or not text.isascii():
             text = _checked_text(text)
@@ -810,8 +827,10 @@ class _TimedGenerationWriter(GenerationWriter):
 
     __slots__ = ("_arrivals",)
 
-    def __init__(self, chain: ChainWriter, turn: Turn, sampling: dict[str, Any], version: int) -> None:
-        super().__init__(chain, turn, sampling, version)
+    def __init__(
+        self, chain: ChainWriter, turn: Turn, sampling: dict[str, Any], version: int, model: str
+    ) -> None:
+        super().__init__(chain, turn, sampling, version, model)
         self._arrivals: list[float] = []  # one for each id of the turn, in seconds
 
     def chunk(

@@ -340,7 +340,7 @@ def _check_segment(segment: Segment, chain_id: str) -> None:
         if sampled == 0 and turn.completion_tokens:
             raise InputError(
                 f"{where} has no token ids, only text; training needs the ids that were sampled: run the agent on a backend "
-                "that is token_exact, such as tiny, transformers or async_vllm"
+                "that is token_exact, such as tiny, transformers, async_vllm, or openai on a server that gives token ids"
             )
         if len(turn.logprobs) != sampled:
             raise InputError(

@@ -1,0 +1,139 @@
+"""Measures what a server takes and gives, before anything is generated for a chain.
+
+A server says little about itself, and proxies drop fields, so it is tried: a few tokens from `/v1/completions`, ids in and ids
+out. Whether log-probabilities are of the distribution that was sampled from shows if only the most probable token is left
+(`top_k` 1): then each of them is 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from rollcast.errors import BackendError, InputError, RollcastError
+from rollcast.models.backend import Sampling
+from rollcast.models.openai.bodies import adapted, completion_body
+from rollcast.models.openai.client import ADAPTATIONS, Client, version_in
+from rollcast.models.openai.facts import Level, ServerFacts
+from rollcast.models.openai.trouble import TroubleError
+
+__all__ = ["measured"]
+
+_PROMPT = [1, 2, 3]  # every vocabulary has these ids
+_TOKENS = 4
+_AGAIN_S = 0.2
+
+
+async def measured(client: Client, model: str | None, level: Level | None, wait_s: float) -> ServerFacts:
+    """What a server takes and gives.
+
+    Args:
+        client: talks to the server.
+        model: the name of the model; None takes the only one that is served.
+        level: what is wanted; None takes the best that there is.
+        wait_s: how long to wait for a server that is not there yet.
+
+    Raises:
+        BackendError: the server cannot be reached, refuses the key, or does not speak OpenAI.
+        InputError: it does not serve the model, or does not have the level.
+    """
+    facts = _named(await _cards(client, wait_s), model, client.address.api)
+    if level == "text":
+        return facts
+    found = await _sampled(client, facts)
+    if found is None:
+        if level == "tokens":
+            raise InputError(
+                f"the server at {client.address.api} does not take and give token ids at /completions; expected vLLM, or "
+                "SGLang from August 2026 on: leave level out to use its chat route, which gives text alone"
+            )
+        return facts
+    facts.level = "tokens"
+    facts.logprobs = "none" if found == "none" else "processed" if found == "zero" else "plain"
+    facts.version = version_in(await _quietly(client, client.address.root + "/weight_info"))
+    return facts
+
+
+async def _cards(client: Client, wait_s: float) -> list[dict[str, Any]]:
+    """What `/v1/models` lists."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + wait_s
+    while True:
+        try:
+            listed = await client.get(client.address.api + "/models")
+            break
+        except TroubleError as error:
+            if loop.time() >= until:
+                raise BackendError(str(error)) from error
+            await asyncio.sleep(_AGAIN_S)
+    cards = listed.get("data") if isinstance(listed, dict) else None
+    if not isinstance(cards, list):
+        raise BackendError(
+            f"{client.address.api}/models does not list any models; expected a server that speaks OpenAI: check base_url"
+        )
+    return [card for card in cards if isinstance(card, dict) and isinstance(card.get("id"), str)]
+
+
+def _named(cards: list[dict[str, Any]], model: str | None, where: str) -> ServerFacts:
+    names = [card["id"] for card in cards]
+    if model is None:
+        bases = [card for card in cards if not card.get("parent")]  # not an adapter
+        if len(bases) != 1:
+            raise InputError(
+                f"{where} serves {', '.join(names[:8]) or 'no model'}; name one of them as model"
+            )
+        card = bases[0]
+    else:
+        found = [card for card in cards if model in {card["id"], card.get("root")}]
+        if not found:
+            known = ", ".join(names[:8]) or "none"
+            raise InputError(f"{where} does not serve the model {model!r}; it serves {known}")
+        card = found[0]
+    root, context = card.get("root"), card.get("max_model_len")
+    return ServerFacts(
+        card["id"],
+        root if isinstance(root, str) else None,
+        context if type(context) is int and context > 0 else None,
+    )
+
+
+async def _sampled(client: Client, facts: ServerFacts) -> str | None:
+    """Sample a few tokens with ids: `zero`, `other` or `none` says what their log-probabilities are; None: no ids."""
+    facts.logprobs = "processed"  # ask for them
+    sampling = Sampling(temperature=1.0, top_k=1, max_tokens=_TOKENS, seed=1)
+    for _ in range(ADAPTATIONS):
+        body = completion_body(facts, _PROMPT, sampling, _TOKENS, [])
+        del body["stop_token_ids"]
+        try:
+            found = [piece async for piece in client.pieces("/completions", body)]
+            break
+        except InputError as error:
+            if "logprobs" in str(error) and facts.logprobs != "none":
+                facts.logprobs = "none"
+            elif adapted(facts, body, str(error)) is None:
+                facts.logprobs = "none"
+                return None
+        except TroubleError as error:
+            raise BackendError(str(error)) from error
+        except BackendError as error:
+            if " 404 " in str(error) or " 405 " in str(error):
+                facts.logprobs = "none"
+                return None
+            raise
+    else:
+        return None
+    ids = [token for piece in found for token in piece.token_ids or ()]
+    values = [value for piece in found for value in piece.logprobs or ()]
+    facts.logprobs = "none"
+    if not ids or any(piece.error for piece in found):
+        return None
+    if len(values) != len(ids):
+        return "none"
+    return "zero" if not any(values) else "other"
+
+
+async def _quietly(client: Client, url: str) -> Any:
+    try:
+        return await client.get(url)
+    except RollcastError:
+        return None  # not every engine has the path

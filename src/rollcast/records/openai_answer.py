@@ -1,0 +1,344 @@
+"""Puts an answer that was streamed together again, as the engine would have sent it whole. Pure.
+
+A stream leaves out what is null in a whole answer, and names the rest in its own order, so a `BodyShape` learns from whole
+answers of the same engine which fields there are. Before it has seen one, it has the fields of vLLM's or of OpenAI's answers,
+told by the fields of the chunks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Literal
+
+from rollcast.records.openai_piece import CallDelta, Piece, calls_of
+from rollcast.records.openai_request import RequestKind
+
+__all__ = ["Answer", "BodyShape", "CallParts", "ToolCallText"]
+
+AddedField = Literal["token_ids", "logprobs"]
+
+_ADDED = {"token_ids": ("token_ids", "prompt_token_ids"), "logprobs": ("logprobs",)}
+_OBJECTS = {"chat": "chat.completion", "completions": "text_completion"}
+_JOINED = frozenset(
+    {"content", "refusal", "reasoning", "reasoning_content"}
+)  # texts of a message that come in parts
+_OF_VLLM = frozenset(
+    {"token_ids", "prompt_token_ids", "stop_reason", "prompt_text"}
+)  # fields that only its chunks have
+
+
+class ToolCallText:
+    """One tool call while it arrives; `key` is the index that the engine gave it, or a number that follows."""
+
+    __slots__ = ("arguments", "id", "key", "name")
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+        self.id = ""
+        self.name = ""
+        self.arguments: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """The arguments so far."""
+        return "".join(self.arguments)
+
+
+class CallParts:
+    """Puts tool calls together from their parts, in the order in which they began.
+
+    Some engines leave the index out, begin with another than 0, or repeat the id: a part without an index belongs to the call
+    with its id, or begins a call if it has a new id or, without any id, a name; else it goes on with the last call.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[ToolCallText] = []
+
+    def add(self, deltas: Iterable[CallDelta]) -> None:
+        """Take the parts of one chunk."""
+        for delta in deltas:
+            call = self._call_of(delta)
+            call.id = call.id or delta.id
+            call.name = call.name or delta.name
+            if delta.arguments:
+                call.arguments.append(delta.arguments)
+
+    def _call_of(self, delta: CallDelta) -> ToolCallText:
+        if delta.index is not None:
+            same = [call for call in self.calls if call.key == delta.index]
+            # An engine that says 0 for every call tells them apart by their ids.
+            if same and not (delta.id and delta.name and same[-1].id and same[-1].id != delta.id):
+                return same[-1]
+            return self._begin(delta.index)
+        if delta.id:
+            known = next((call for call in self.calls if call.id == delta.id), None)
+            return known or self._begin(len(self.calls))
+        if self.calls and not (delta.name and self.calls[-1].name):
+            return self.calls[-1]
+        return self._begin(len(self.calls))
+
+    def _begin(self, key: int) -> ToolCallText:
+        call = ToolCallText(key)
+        self.calls.append(call)
+        return call
+
+
+class _LeftOut:
+    """Stands for a field that a whole answer does not have if the stream gave no value for it."""
+
+
+_LEFT_OUT = _LeftOut()
+
+
+class _Level:
+    """The fields of one kind of object in whole answers, in order, with what stands there if there is no value.
+
+    Args:
+        fields: the names, separated by spaces: a field with a question mark is left out if it has no value, the others are null.
+    """
+
+    def __init__(self, fields: str) -> None:
+        self._usual = {n.removesuffix("?"): _LEFT_OUT if n.endswith("?") else None for n in fields.split()}
+        self.defaults: dict[str, Any] = dict(self._usual)
+        self._learnt = False
+
+    def learn(self, value: Mapping[str, Any]) -> None:
+        """Take order and empty values from an object of a whole answer."""
+        order = list(self.defaults) if self._learnt else []
+        names = list(value)
+        for at, name in enumerate(names):
+            if name not in order:
+                order.insert(order.index(names[at - 1]) + 1 if at else 0, name)
+        known = self.defaults if self._learnt else self._usual
+        self._learnt = True
+        self.defaults = {
+            name: _LEFT_OUT
+            if name not in value
+            else value[name]
+            if value[name] is None or value[name] == []
+            else known.get(name, _LEFT_OUT)
+            for name in order
+        }
+
+    def filled(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values in this order, with what stands for those that are not there."""
+        whole = {
+            name: values.get(name, default)
+            for name, default in self.defaults.items()
+            if name in values or default is not _LEFT_OUT
+        }
+        whole.update((name, value) for name, value in values.items() if name not in whole)
+        return whole
+
+
+# The orders of vLLM 0.32's protocol.py (of chat_completion/, completion/ and serve/disagg/) and of OpenAI's reference.
+_SHAPES: dict[tuple[RequestKind, bool], dict[str, str]] = {
+    ("chat", True): {
+        "top": "id? object? created? model? choices? service_tier system_fingerprint usage? prompt_logprobs prompt_token_ids "
+        "prompt_text kv_transfer_params ec_transfer_params metrics",
+        "choice": "index? message? logprobs finish_reason stop_reason token_ids routed_experts",
+        "said": "role? content refusal annotations audio function_call tool_calls? reasoning",
+        "usage": "prompt_tokens? total_tokens? completion_tokens? prompt_tokens_details",
+    },
+    ("chat", False): {
+        "top": "id? object? created? model? choices? usage? service_tier? system_fingerprint?",
+        "choice": "index? message? logprobs finish_reason",
+        "said": "role? content refusal? annotations? tool_calls?",
+        "usage": "prompt_tokens? completion_tokens? total_tokens?",
+    },
+    ("completions", True): {
+        "top": "id? object? created? model? choices? service_tier system_fingerprint usage? kv_transfer_params ec_transfer_params "
+        "metrics",
+        "choice": "index? text? logprobs finish_reason stop_reason token_ids prompt_logprobs prompt_token_ids routed_experts",
+        "usage": "prompt_tokens? total_tokens? completion_tokens? prompt_tokens_details",
+    },
+    ("completions", False): {
+        "top": "id? object? created? model? choices? usage? system_fingerprint?",
+        "choice": "text? index? logprobs finish_reason",
+        "usage": "prompt_tokens? completion_tokens? total_tokens?",
+    },
+    ("generate", True): {
+        "top": "request_id? choices? prompt_logprobs kv_transfer_params ec_transfer_params?",
+        "choice": "index? logprobs finish_reason token_ids routed_experts",
+    },
+}  # fmt: skip
+
+
+class BodyShape:
+    """Which fields the whole answers of one engine have, for one kind of request.
+
+    Attributes:
+        answers: from how many whole answers it has learnt.
+    """
+
+    def __init__(self, kind: RequestKind, *, vllm: bool = False) -> None:
+        self.kind = kind
+        self.answers = 0
+        self._levels = self._usual(vllm=vllm)
+
+    def _usual(self, *, vllm: bool) -> dict[str, _Level]:
+        fields = _SHAPES[self.kind, vllm or self.kind == "generate"]
+        return {name: _Level(fields.get(name, "")) for name in ("top", "choice", "said", "usage")}
+
+    def learn(self, body: Mapping[str, Any]) -> None:
+        """Learn from a whole answer of this engine, which did not stream."""
+        choices = body.get("choices")
+        choices = [each for each in choices if isinstance(each, Mapping)] if isinstance(choices, list) else []
+        if not choices:
+            return
+        if not self.answers:
+            self._levels = self._usual(vllm=any("stop_reason" in choice for choice in choices))
+        self.answers += 1
+        self._levels["top"].learn(body)
+        for choice in choices:
+            self._levels["choice"].learn(choice)
+            if isinstance(said := choice.get("message"), Mapping):
+                self._levels["said"].learn(said)
+        if isinstance(usage := body.get("usage"), Mapping):
+            self._levels["usage"].learn(usage)
+
+    def filled(self, level: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """An object of a whole answer with these values: `top`, a `choice`, its message (`said`) or the `usage`."""
+        return self._levels[level].filled(values)
+
+
+class _Choice:
+    """One choice while it arrives."""
+
+    def __init__(self) -> None:
+        self.fields: dict[str, Any] = {}
+        self.said: dict[str, Any] = {}
+        self.texts: dict[str, list[str]] = {}
+        self.calls = CallParts()
+        self.logprobs: dict[str, Any] | None = None
+
+    def add(self, choice: Mapping[str, Any]) -> None:
+        for name, value in choice.items():
+            if name in ("delta", "logprobs", "index"):
+                continue
+            if name == "text":
+                self.texts.setdefault("text", []).append(value if isinstance(value, str) else "")
+            elif name == "token_ids" and isinstance(value, list):
+                self.fields[name] = (self.fields.get(name) or []) + value
+            elif value is not None:
+                self.fields[name] = value
+        delta = choice.get("delta")
+        if not isinstance(delta, Mapping):
+            delta = {}
+        self.calls.add(calls_of(delta))
+        for name, value in delta.items():
+            if name in _JOINED and isinstance(value, str):
+                self.texts.setdefault(name, []).append(value)
+            elif name not in ("tool_calls", "function_call") and value is not None:
+                known = self.said.get(name)
+                self.said[name] = (
+                    known + value if isinstance(known, list) and isinstance(value, list) else value
+                )
+        if isinstance(logprobs := choice.get("logprobs"), Mapping):
+            self.logprobs = _joined_lists(self.logprobs or {}, logprobs)
+
+    def whole(self, index: int, kind: RequestKind, shape: BodyShape, absent: set[str]) -> dict[str, Any]:
+        values = {"index": index} | {n: value for n, value in self.fields.items() if n not in absent}
+        if self.logprobs is not None and "logprobs" not in absent:
+            values["logprobs"] = self.logprobs
+        if kind == "chat":
+            values["message"] = shape.filled("said", self._message())
+        elif kind == "completions":
+            values["text"] = "".join(self.texts.get("text", ()))
+        return shape.filled("choice", values)
+
+    def _message(self) -> dict[str, Any]:
+        said: dict[str, Any] = {"role": "assistant", **self.said}
+        for name, parts in self.texts.items():
+            if (text := "".join(parts)) or name == "content":
+                said[name] = text
+        if self.calls.calls:
+            said["tool_calls"] = [
+                {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.text}}
+                for c in self.calls.calls
+            ]
+        if said.get("content") == "" and (
+            "tool_calls" in said or any(n in said for n in _JOINED - {"content"})
+        ):
+            said["content"] = None  # a stream begins with an empty text, even if none follows
+        return said
+
+
+def _joined_lists(known: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in more.items():
+        if isinstance(value, list) and isinstance(known.get(name), list):
+            known[name] = known[name] + value
+        elif value is not None or name not in known:
+            known[name] = value
+    return known
+
+
+class Answer:
+    """An answer that is put together from its pieces.
+
+    Attributes:
+        error: what the engine reported instead of an answer; None as a rule.
+        ended: whether every choice has its finish reason.
+    """
+
+    def __init__(self, kind: RequestKind, shape: BodyShape | None = None) -> None:
+        self.kind = kind
+        self.error: str | None = None
+        self._shape = shape
+        self._top: dict[str, Any] = {}
+        self._choices: dict[int, _Choice] = {}
+        self._of_vllm = False
+
+    def add(self, piece: Piece) -> None:
+        """Take the next piece."""
+        if piece.error is not None:
+            self.error = piece.error
+        chunk = piece.raw
+        if chunk is None or piece.error is not None:
+            return
+        for name, value in chunk.items():
+            if name not in ("choices", "object") and (value is not None or name not in self._top):
+                self._top[name] = value
+        self._of_vllm = self._of_vllm or not _OF_VLLM.isdisjoint(chunk)
+        choices = chunk.get("choices")
+        for at, choice in enumerate(choices if isinstance(choices, list) else ()):
+            if isinstance(choice, Mapping):
+                self._of_vllm = self._of_vllm or not _OF_VLLM.isdisjoint(choice)
+                index = choice.get("index")
+                index = index if isinstance(index, int) else at
+                self._choices.setdefault(index, _Choice()).add(choice)
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is an answer, and every choice has its finish reason."""
+        return bool(self._choices) and all(
+            choice.fields.get("finish_reason") is not None for choice in self._choices.values()
+        )
+
+    def whole(self, *, without: Collection[AddedField] = ()) -> dict[str, Any]:
+        """The answer as the engine would have sent it without `stream`.
+
+        Args:
+            without: what the caller had not asked for, so that it is left out: `token_ids` (those of the prompt too), `logprobs`.
+        """
+        shape = self._shape if self._shape is not None and self._shape.answers else None
+        shape = shape or BodyShape(self.kind, vllm=self._of_vllm)
+        absent = {name for added in without for name in _ADDED[added]}
+        values = {name: value for name, value in self._top.items() if name not in absent}
+        if self.kind in _OBJECTS:
+            values["object"] = _OBJECTS[self.kind]
+        else:
+            values.pop("usage", None)  # a whole answer of this route has none
+        if isinstance(usage := values.get("usage"), dict):
+            values["usage"] = shape.filled("usage", usage)
+        values["choices"] = [
+            choice.whole(index, self.kind, shape, absent) for index, choice in sorted(self._choices.items())
+        ]
+        return shape.filled("top", values)
+
+    def body(self, *, without: Collection[AddedField] = ()) -> bytes:
+        """The same as JSON, in the form that Starlette gives the answers of vLLM, SGLang and most others."""
+        return json.dumps(
+            self.whole(without=without), ensure_ascii=False, allow_nan=False, separators=(",", ":")
+        ).encode()
