@@ -1,8 +1,10 @@
 """A trainer of TRL that is attached trains as if it were not, and what it does is seen."""
 
 import asyncio
+import gc
 import logging
 import threading
+import weakref
 from collections import Counter, defaultdict
 from types import SimpleNamespace
 from typing import ClassVar
@@ -191,6 +193,16 @@ def test_detached_the_trainer_has_no_hook_left(seen, tmp_path):
     handle.detach()
     assert trainer.callback_handler.callbacks == callbacks
     assert vars(trainer) == attributes
+
+
+def test_a_trainer_that_nobody_detached_is_not_kept_alive(tmp_path):
+    """Nor its model, which may be large."""
+    trainer = new_trainer(tmp_path)
+    attach(trainer, record=None)
+    gone = weakref.ref(trainer), weakref.ref(trainer.model)
+    del trainer
+    gc.collect()
+    assert [what() for what in gone] == [None, None]
 
 
 def test_tokens_are_seen_while_they_are_sampled(tmp_path):

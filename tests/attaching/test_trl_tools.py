@@ -141,7 +141,7 @@ def test_calls_that_fail_have_their_events_too(tmp_path):
     """A tool that raises, a name that there is not, arguments that do not fit, and a coroutine among them."""
     several = call("nothing", x="1") + call("lookup", word="cat") + call("calculator", expression="x") + SUM
     answers = [[several, "5", "5", call("calculator", wrong="1")], ["5", "5"]]
-    _, completions, capture = trained(tmp_path, answers)
+    _, completions, capture = trained(tmp_path, answers, max_completion_length=250)
     capture.check()
     told = {}
     for event in of_chain(capture, 0, T.TOOL_OBSERVATION):
@@ -151,7 +151,7 @@ def test_calls_that_fail_have_their_events_too(tmp_path):
     ]
     assert Counter(results) == Counter((name, text) for name, seen in told.items() for _, text in seen)
     assert [status for status, _ in told["nothing"]] == ["error"]
-    assert [status for status, _ in told["calculator"]] == ["error", "success"]
+    assert sorted(status for status, _ in told["calculator"]) == ["error", "success"]
     assert told["lookup"] == [("success", "{'word': 'cat', 'found': 3}")]
     (wrong,) = of_chain(capture, 3, T.TOOL_OBSERVATION)
     assert wrong.data["status"] == "error"
@@ -171,8 +171,7 @@ def test_results_that_trl_takes_back_end_the_chain_by_length(tmp_path):
 
 def test_tokens_that_trl_cuts_are_counted(tmp_path):
     """A turn after a tool may be sampled beyond the limit; the tokens were shown, and are not trained on."""
-    long = "The answer is 5. " * 4
-    answers = [[SUM, "5", "5", "5"], [long]]
+    answers = [[SUM, "5", "5", "5"], ["5 " * 40]]
     _, _, capture = trained(tmp_path, answers, max_completion_length=40)
     capture.check()
     (reward,) = of_chain(capture, 0, T.REWARD)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -91,12 +92,12 @@ class TrainerHooks:
                 self._wrap(name, wrapper)
         callback = _Callback(self._attachment, self._training)
         self._trainer.add_callback(callback)
-        self._attachment.on_detach(lambda: self._trainer.remove_callback(callback))
+        self._undo_later(_remove_callback, callback)
 
     def _wrap(self, name: str, around: Callable[..., Any]) -> None:
         """Replace a method of this trainer by `around(method, *args, **kwargs)`; detaching puts the method back."""
         own = vars(self._trainer)
-        before = own.get(name)
+        was_own = name in own  # somebody else's hook
         method = getattr(self._trainer, name)
 
         @functools.wraps(method)
@@ -105,16 +106,22 @@ class TrainerHooks:
                 return method(*args, **kwargs)
             return around(method, *args, **kwargs)
 
-        def undo() -> None:
-            if own.get(name) is not watched:
-                return  # somebody has wrapped it since; what is detached lets every call through
-            if before is None:
-                del own[name]
-            else:
-                own[name] = before
-
         own[name] = watched
-        self._attachment.on_detach(undo)
+        self._undo_later(functools.partial(_unwrap, name, was_own=was_own), watched)
+
+    def _undo_later(self, undo: Callable[[Any, Any], object], hook: Any) -> None:
+        """Have `undo(trainer, hook)` called when the trainer is detached.
+
+        The attachment must keep neither of them alive: it outlives a trainer that nobody detached.
+        """
+        trainer_of, hook_of = weakref.ref(self._trainer), weakref.ref(hook)
+
+        def undo_now() -> None:
+            trainer, there = trainer_of(), hook_of()
+            if trainer is not None and there is not None:
+                undo(trainer, there)
+
+        self._attachment.on_detach(undo_now)
 
     # -- the training --------------------------------------------------------------------------------------------------
 
@@ -264,6 +271,20 @@ class TrainerHooks:
                 weights = trainer.reward_weights.tolist()
                 self._watch.tell(batch.rewards, list(trainer.reward_func_names), rewards, weights)
         return result
+
+
+def _unwrap(name: str, trainer: Any, watched: Any, *, was_own: bool) -> None:
+    own = vars(trainer)
+    if own.get(name) is not watched:
+        return  # somebody has wrapped it since; what is detached lets every call through
+    if was_own:
+        own[name] = watched.__wrapped__
+    else:
+        del own[name]
+
+
+def _remove_callback(trainer: Any, callback: Any) -> None:
+    trainer.remove_callback(callback)
 
 
 class _Callback(transformers.TrainerCallback):
