@@ -94,17 +94,16 @@ def _served_tiny() -> Any:
     from rollcast.testing import OpenAIServer
 
     class WithServer(OpenAIBackend):
+        served = TinyBackend()
+
         async def close(self) -> None:
             await super().close()
             await asyncio.to_thread(server.__exit__, None, None, None)
             await self.served.close()
 
-    tiny_backend = TinyBackend()
-    server = OpenAIServer(tiny_backend, model="tiny", context=tiny_backend.context)
+    server = OpenAIServer(WithServer.served, model="tiny", context=WithServer.served.context)
     server.__enter__()
-    backend = WithServer("tiny", base_url=server.url, tokenizer=CHECKPOINT, retries=1)
-    backend.served = tiny_backend  # type: ignore[attr-defined]
-    return backend
+    return WithServer("tiny", base_url=server.url, tokenizer=CHECKPOINT, retries=1)
 
 
 def untied_model(folder: Path, *, tied: bool = False, context: int = 1024, seed: int = 0) -> Path:

@@ -47,10 +47,12 @@ PRINTS = {
     ],
     "jsonl_log": [r"^\d+ events\n", r"chain_0 [01]\.0 '.+'", r"chain_2 [01]\.0 '.+'"],
     "langgraph_agent": [
-        r"chain_0 │ I will compute it\.\n",
-        r'chain_0 │ → multiply\(\{"a": 12, "b": 34\}\)\nchain_0 │ ← 408',
-        r"chain_0 │ The answer is 408\n",
-        r"chain_0 │ ■ answered · 2 steps · 4 tokens",
+        r"chain_1 │ I will compute it\.\n",
+        r'chain_2 │ → multiply\(\{"a": 12, "b": 34\}\)\n',
+        r"chain_1 │ ← 408",
+        r"chain_2 │ The answer is 408\n",
+        r"chain_1 │ ■ answered · 2 steps · 4 tokens",
+        r"chain_0 │ ■ answered · 0 steps",
     ],
     "openai_loop": [
         r"chain_0 │ Let me see\.\{\"expression\": \"12 \* 34\"\}\n",

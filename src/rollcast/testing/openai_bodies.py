@@ -52,22 +52,29 @@ def _call_pieces(call: ServedCall) -> list[dict[str, Any]]:
     return [first, *({**place, "function": {"arguments": part}} for part in cut)]
 
 
+def _made_up(ids: Sequence[int]) -> list[float]:
+    """Any numbers below 0, exact in binary."""
+    return [-(token % 64 + 1) / 16 for token in ids]
+
+
 async def served_pieces(answer: ServedAnswer, writer: BodyWriter) -> AsyncIterator[ServedPiece]:
     """Cut a scripted answer into pieces, at most as many tokens as the request allows."""
     texts = _texts(answer.text)
     ids = [[_id_of(text)] for text in texts] if answer.token_ids is None else answer.token_ids
-    logprobs = answer.logprobs
-    if logprobs is None:
-        logprobs = [[-(token % 64 + 1) / 16 for token in each] for each in ids]
+    logprobs = [_made_up(each) for each in ids] if answer.logprobs is None else answer.logprobs
     pieces: list[ServedPiece] = []
     if writer.chat:
-        pieces += [ServedPiece(reasoning=text, token_ids=[_id_of(text)]) for text in _texts(answer.reasoning)]
+        for text in _texts(answer.reasoning):
+            thought = [_id_of(text)]
+            pieces.append(ServedPiece(reasoning=text, token_ids=thought, logprobs=_made_up(thought)))
     pieces += [
         ServedPiece(text, token_ids=each, logprobs=values)
         for text, each, values in zip(texts, ids, logprobs, strict=True)
     ]
     if writer.chat:
-        pieces += [ServedPiece(call=delta) for call in answer.calls for delta in _call_pieces(call)]
+        for delta in [delta for call in answer.calls for delta in _call_pieces(call)]:
+            written = [_id_of(delta["function"]["arguments"])]
+            pieces.append(ServedPiece(call=delta, token_ids=written, logprobs=_made_up(written)))
     if answer.token_ids is None and writer.limit is not None and len(pieces) > writer.limit:
         pieces = pieces[: writer.limit]
         reason = "length"

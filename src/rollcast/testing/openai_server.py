@@ -45,6 +45,13 @@ class ReceivedRequest(msgspec.Struct):
     state: str = "running"
 
 
+_VLLM_PATHS = {
+    "/collective_rpc", "/is_paused", "/pause", "/reset_prefix_cache", "/resume", "/update_weight_version", "/weight_info",
+}  # fmt: skip
+_SGLANG_PATHS = {
+    "/continue_generation", "/flush_cache", "/get_model_info", "/pause_generation", "/update_weights_from_disk",
+}  # fmt: skip
+
 Scripted = str | ServedAnswer
 Script = Scripted | Sequence[Scripted] | Callable[[ReceivedRequest], Scripted | Awaitable[Scripted]] | Backend
 
@@ -69,6 +76,7 @@ class OpenAIServer:
     Attributes:
         requests: what it got, in order.
         reloads: how often its weights were replaced.
+        weight_version: what it says is their version.
         healthy: whether `/health` answers 200; else 503.
 
     Raises:
@@ -88,6 +96,7 @@ class OpenAIServer:
     ) -> None:
         self.requests: list[ReceivedRequest] = []
         self.reloads = 0
+        self.weight_version = "0"
         self.healthy = True
         self.model = model
         self.dialect: Dialect = dialect
@@ -100,6 +109,8 @@ class OpenAIServer:
         self._socket: socket.socket | None = None
         self._runner: web.AppRunner | None = None
         self._resumed: asyncio.Event | None = None
+        self._may_send = asyncio.Event()
+        self._may_send.set()
         self._thread: _OwnThread | None = None
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -190,6 +201,8 @@ class OpenAIServer:
             response = await self._routed(request, received)
             received.state = "answered"
             return response
+        except ConnectionError:  # the caller left while a chunk was written
+            return web.Response()
         finally:
             if received.state == "running":
                 received.state = "disconnected"
@@ -219,24 +232,38 @@ class OpenAIServer:
     async def _controlled(self, request: web.Request, received: ReceivedRequest) -> web.StreamResponse:
         """The control paths of an engine: new weights, their version, its prefix cache."""
         given = received.json if isinstance(received.json, dict) else {}
+        own = {"vllm": _VLLM_PATHS, "sglang": _SGLANG_PATHS}.get(self.dialect, ())
+        if request.path not in own:
+            return _error(404, f"there is no {request.path}")
         match request.path:
             case "/collective_rpc" if given.get("method") == "reload_weights":
                 weights = (given.get("kwargs") or {}).get("weights_path")
             case "/update_weights_from_disk":
                 weights = given.get("model_path")
-            case "/weight_info":
-                version = self._script.policy_version if isinstance(self._script, Backend) else self.reloads
-                return web.json_response({"weight_version": str(version)})
-            case "/reset_prefix_cache" | "/pause" | "/resume" | "/flush_cache":
+            case "/update_weight_version":
+                self.weight_version = given.get("new_version", self.weight_version)
+                return web.json_response({"success": True})
+            case "/weight_info" | "/get_model_info":
+                return web.json_response({"weight_version": self.weight_version})
+            case "/is_paused":
+                return web.json_response({"is_paused": not self._may_send.is_set()})
+            case "/pause" | "/pause_generation":
+                self._may_send.clear()
+                return web.json_response({"status": "paused"})
+            case "/resume" | "/continue_generation":
+                self._may_send.set()
+                return web.json_response({"status": "resumed"})
+            case "/reset_prefix_cache" | "/flush_cache":
                 return web.Response(status=200)
             case _:
-                return _error(404, f"there is no {request.path}")
+                return _error(400, f"{request.path} does not do this here")
         if isinstance(self._script, Backend):
             try:
                 await self._script.update_weights(weights, self._script.policy_version + 1)
             except InputError as error:
                 return _error(400, str(error))
         self.reloads += 1
+        self.weight_version = given.get("weight_version", str(self.reloads))
         return web.json_response(
             {"results": [None]} if "rpc" in request.path else {"success": True, "message": ""}
         )
@@ -292,6 +319,7 @@ class OpenAIServer:
         index = 0
         try:
             async for payload in writer.chunks(answer, pieces):
+                await self._may_send.wait()
                 if self._before_chunk is not None:
                     await self._before_chunk(received, index)
                 if index == answer.stall_at and self._resumed is not None:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
+
 from rollcast.errors import BackendError, InputError, RollcastError
 from rollcast.models.backend import Sampling
 from rollcast.models.openai.bodies import adapted, completion_body
 from rollcast.models.openai.client import ADAPTATIONS, Client, version_in
-from rollcast.models.openai.facts import Level, ServerFacts
-from rollcast.models.openai.trouble import TroubleError
+from rollcast.models.openai.facts import Level, Logprobs, ServerFacts
+from rollcast.models.openai.trouble import NoSuchPathError, TroubleError
+from rollcast.records.openai_piece import Piece
 
 __all__ = ["measured"]
 
@@ -49,7 +52,7 @@ async def measured(client: Client, model: str | None, level: Level | None, wait_
             )
         return facts
     facts.level = "tokens"
-    facts.logprobs = "none" if found == "none" else "processed" if found == "zero" else "plain"
+    facts.logprobs = found
     facts.version = version_in(await _quietly(client, client.address.root + "/weight_info"))
     return facts
 
@@ -97,39 +100,33 @@ def _named(cards: list[dict[str, Any]], model: str | None, where: str) -> Server
     )
 
 
-async def _sampled(client: Client, facts: ServerFacts) -> str | None:
-    """Sample a few tokens with ids: `zero`, `other` or `none` says what their log-probabilities are; None: no ids."""
-    facts.logprobs = "processed"  # ask for them
+async def _sampled(client: Client, facts: ServerFacts) -> Logprobs | None:
+    """Sample a few tokens with ids, and tell what their log-probabilities are of; None if there are no ids."""
     sampling = Sampling(temperature=1.0, top_k=1, max_tokens=_TOKENS, seed=1)
+    asked = msgspec.structs.replace(facts, logprobs="processed")  # what is refused is noted in both
+    found: list[Piece] = []
     for _ in range(ADAPTATIONS):
-        body = completion_body(facts, _PROMPT, sampling, _TOKENS, [])
-        del body["stop_token_ids"]
+        body = completion_body(asked, _PROMPT, sampling, _TOKENS, [])
+        body.pop("stop_token_ids", None)
         try:
             found = [piece async for piece in client.pieces("/completions", body)]
             break
         except InputError as error:
-            if "logprobs" in str(error) and facts.logprobs != "none":
-                facts.logprobs = "none"
-            elif adapted(facts, body, str(error)) is None:
-                facts.logprobs = "none"
+            if "logprobs" in str(error) and "logprobs" in body:
+                asked.logprobs = "none"
+            elif adapted(asked, body, str(error)) is None:
                 return None
         except TroubleError as error:
             raise BackendError(str(error)) from error
-        except BackendError as error:
-            if " 404 " in str(error) or " 405 " in str(error):
-                facts.logprobs = "none"
-                return None
-            raise
-    else:
-        return None
+        except NoSuchPathError:
+            return None
     ids = [token for piece in found for token in piece.token_ids or ()]
     values = [value for piece in found for value in piece.logprobs or ()]
-    facts.logprobs = "none"
     if not ids or any(piece.error for piece in found):
         return None
     if len(values) != len(ids):
         return "none"
-    return "zero" if not any(values) else "other"
+    return "plain" if any(values) else "processed"
 
 
 async def _quietly(client: Client, url: str) -> Any:

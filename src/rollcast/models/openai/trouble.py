@@ -13,7 +13,7 @@ import msgspec
 from rollcast.errors import BackendError, InputError, PromptTooLongError
 from rollcast.text import one_line
 
-__all__ = ["AbortedError", "TroubleError", "error_of", "message_in"]
+__all__ = ["AbortedError", "NoSuchPathError", "TroubleError", "error_of", "message_in"]
 
 _AGAIN = {408, 409, 425, 429}
 _FIRST_S, _LONGEST_S = 0.25, 30.0
@@ -41,11 +41,15 @@ class TroubleError(BackendError):
         """How long to wait after so many failures in a row: twice as long each time, and not all chains at once."""
         if self.after_s is not None:
             return min(self.after_s, _LONGEST_ASKED_S)
-        return min(_FIRST_S * 2 ** (failures - 1), _LONGEST_S) * random.uniform(0.5, 1.0)
+        return min(_FIRST_S * 2.0 ** (failures - 1), _LONGEST_S) * random.uniform(0.5, 1.0)
 
 
 class AbortedError(TroubleError):
     """The server ended the generation early, as one does for a weight update; it is continued."""
+
+
+class NoSuchPathError(BackendError):
+    """The server does not have the path."""
 
 
 def error_of(status: int, body: bytes, headers: Mapping[str, str], where: str) -> Exception:
@@ -72,7 +76,8 @@ def error_of(status: int, body: bytes, headers: Mapping[str, str], where: str) -
                 f"the server refuses the prompt ({status}){tail}; shorten the conversation"
             )
         return InputError(f"the server refuses the request ({status} from {where}){tail}")
-    return BackendError(f"the server answered {status} to {where}{tail}; check base_url and model")
+    kind = NoSuchPathError if status in {404, 405} else BackendError
+    return kind(f"the server answered {status} to {where}{tail}; check base_url and model")
 
 
 def message_in(body: bytes) -> str:
