@@ -60,7 +60,9 @@ def show(_, event):
 
 with tempfile.TemporaryDirectory() as folder:
     trainer = new_trainer(folder)
-    handle = rollcast.attach(trainer, record=None)  # the line; without record=None there is a record to open afterwards
+    handle = rollcast.attach(
+        trainer, record=None
+    )  # the line; without record=None there is a record to open afterwards
     handle.streaming_manager.add_observer(CallbackStreamObserver(show, types=("chain_end", "train_step")))
     trainer.train()
     handle.detach()

@@ -14,7 +14,6 @@ import pytest
 pytest.importorskip("trl", reason="needs the extra")
 
 import torch
-from attaching.trl_trainings import data, is_equal, new_trainer, outcome, shortness
 from transformers import TrainerCallback
 from trl import GRPOTrainer, RLOOConfig, RLOOTrainer
 
@@ -419,7 +418,17 @@ def test_an_unknown_trainer_is_attached_as_far_as_it_goes(tmp_path, caplog):
 # -- defects of ours -----------------------------------------------------------------------------------------------------
 
 OURS = [
-    *also(Batch, "prompts", "turn_begins", "tokens", "turn_ends", "completed", "rewards", "end", ways=("raises",)),
+    *also(
+        Batch,
+        "prompts",
+        "turn_begins",
+        "tokens",
+        "turn_ends",
+        "completed",
+        "rewards",
+        "end",
+        ways=("raises",),
+    ),
     *also(Training, "begin", "log", ways=("raises",)),
     *also(Batch, "tokens", "rewards", ways=("hangs",)),
     *also(trl_hooks, "_named", "_copied", ways=("raises", "returns a wrong type")),
