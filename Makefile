@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test quick soak crashes fleet-faults test-vllm check check-page bench bench-vllm checkpoint clean
+.PHONY: demo test quick soak crashes fleet-faults proxy-fuzz test-vllm check check-page bench bench-vllm checkpoint clean
 
 # The package alone: what `pip install rollcast` gives.
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -48,6 +48,10 @@ crashes: $(VENV)/.dev
 # A hub, its producers and viewers as real processes that are killed, cut off and frozen.
 fleet-faults: $(VENV)/.dev
 	PYTHONPATH=src:tests $(BIN)/python -m fleet_faults --seeds $(SEEDS)
+
+# A hundred thousand drawn requests, and answers of engines, some of them nonsense, through a watched proxy; `make test` plays a twentieth.
+proxy-fuzz: $(VENV)/.dev
+	ROLLCAST_PROXY_FUZZ=100000 $(BIN)/python -m pytest -q tests/proxy/test_fuzz.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
