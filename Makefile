@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test quick soak crashes fleet-faults test-vllm check check-page bench bench-vllm checkpoint clean
+.PHONY: demo test quick soak crashes fleet-faults test-vllm check check-page bench bench-openai bench-vllm checkpoint clean
 
 # The package alone: what `pip install rollcast` gives.
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -86,6 +86,9 @@ test-vllm: $(VLLM_VENV)/.done
 
 bench-vllm: $(VLLM_VENV)/.done
 	$(VLLM_VENV)/bin/python -m benchmarks.vllm_bench
+
+bench-openai: $(VLLM_VENV)/.done
+	$(VLLM_VENV)/bin/python -m benchmarks.openai_bench
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
