@@ -1,4 +1,4 @@
-"""Attach Rollcast to a LangGraph agent: each of the graph's events tells a chain what happens, in one line."""
+"""Attach Rollcast to a LangGraph program, in one line: two agents, which a graph runs in parallel, are watched apart."""
 
 import asyncio
 
@@ -8,25 +8,11 @@ from langchain_core.outputs import ChatGenerationChunk
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 
-from rollcast import ConsoleStreamObserver, StreamingManager
+import rollcast
 
-
-async def watch(chain, events):
-    """Attach it. These lines fit every graph that calls one model at a time."""
-    async for event in events:
-        match event["event"], event["data"]:
-            case "on_chat_model_start", _:
-                chain.generation().start()
-            case "on_chat_model_stream", {"chunk": chunk} if chunk.text:
-                chain.generation_open.chunk(chunk.text)
-            case "on_chat_model_end", {"output": message}:
-                chain.generation_open.end("tool_call" if message.tool_calls else "stop")
-            case "on_tool_start", {"input": arguments}:
-                chain.tool_call(event["name"], arguments, event["run_id"]).start()
-            case "on_tool_end", {"output": message}:
-                chain.tools_open[event["run_id"]].observation(message.text).end()
-            case "on_tool_error", {"error": error}:
-                chain.tools_open[event["run_id"]].observation(f"error: {error}", "error").end()
+manager = rollcast.StreamingManager()
+manager.add_observer(rollcast.ConsoleStreamObserver(show_timestamps=False))
+handle = rollcast.attach.langchain(manager=manager)  # or just: rollcast.attach.langchain(show=8)
 
 
 class FakeModel(GenericFakeChatModel):
@@ -45,16 +31,21 @@ def multiply(a: int, b: int) -> int:
     return a * b
 
 
-async def main():
+def agent(name):
+    """A ReAct agent."""
     model = FakeModel(messages=iter(()))
     graph = StateGraph(MessagesState).add_node("tools", ToolNode([multiply])).add_edge("tools", "model")
     graph.add_node("model", lambda state: {"messages": model.invoke(state["messages"])})
-    agent = graph.add_edge(START, "model").add_conditional_edges("model", tools_condition).compile()
-    manager, question = StreamingManager(), [{"role": "user", "content": "What is 12 * 34?"}]
-    manager.add_observer(ConsoleStreamObserver(show_timestamps=False))
-    async with manager.run(agent="langgraph") as run:
-        with run.chain(question) as chain:
-            await watch(chain, agent.astream_events({"messages": question}, version="v2"))
+    return graph.add_edge(START, "model").add_conditional_edges("model", tools_condition).compile(name=name)
+
+
+async def main():
+    both = StateGraph(MessagesState).add_node("first", agent("first")).add_node("second", agent("second"))
+    graph = both.add_edge(START, "first").add_edge(START, "second").compile(name="both")
+    question = {"messages": [{"role": "user", "content": "What is 12 * 34?"}]}
+    async for _token, _about in graph.astream(question, stream_mode="messages"):
+        pass
 
 
 asyncio.run(main())
+handle.detach()

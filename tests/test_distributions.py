@@ -1,5 +1,6 @@
 """What `pip install` gets: the wheel and the source distribution, as hatchling builds them."""
 
+import configparser
 import tarfile
 import zipfile
 from pathlib import Path, PurePosixPath
@@ -25,10 +26,24 @@ IN_THE_PACKAGE = {
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def built_wheel(tmp_path_factory):
     (built,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path_factory.mktemp("wheel")))
-    with zipfile.ZipFile(built) as archive:
+    return built
+
+
+@pytest.fixture(scope="module")
+def wheel(built_wheel):
+    with zipfile.ZipFile(built_wheel) as archive:
         return {name: archive.getinfo(name).file_size for name in archive.namelist()}
+
+
+@pytest.fixture(scope="module")
+def plugins(built_wheel):
+    points = configparser.ConfigParser(delimiters="=")
+    with zipfile.ZipFile(built_wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt")]
+        points.read_string(archive.read(name).decode())
+    return dict(points["vllm.general_plugins"])
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +57,18 @@ def source(tmp_path_factory):
 def test_the_wheel_has_the_package_and_nothing_else(wheel):
     """No test, no picture and no list of npm's; its size is that of the embedded model and the code."""
     places = {PurePosixPath(name).parts[0] for name in wheel}
-    assert {place.partition("-")[0] for place in places} == {"rollcast"}
+    assert {place.partition("-")[0] for place in places} == {"rollcast", "rollcast_vllm.py"}
     inside = [name for name in wheel if name.startswith("rollcast/")]
     assert {PurePosixPath(name).suffix for name in inside} <= IN_THE_PACKAGE
     assert not [name for name in inside if "node_modules" in name or "package" in PurePosixPath(name).name]
     model = [name for name in inside if name.endswith(".safetensors")]
     assert max(size for name, size in wheel.items() if name not in model) < 128 * 1024
+
+
+def test_vllm_finds_its_plugin(wheel, plugins):
+    """The wheel names the module that vLLM loads in each of its processes, and has it."""
+    assert plugins == {"rollcast": "rollcast_vllm:register"}
+    assert "rollcast_vllm.py" in wheel
 
 
 def test_the_wheel_has_every_file_of_the_package(wheel):

@@ -189,7 +189,7 @@ def test_what_is_no_request_is_refused(route, body):
 
 
 junk = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 3) | st.floats(allow_nan=False) | st.text(max_size=3),
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
         st.sampled_from(
             ["choices", "delta", "message", "index", "text", "content", "reasoning", "tool_calls", "function", "name", "arguments", "logprobs", "tokens", "token_logprobs", "token_ids", "usage", "finish_reason", "error", "meta_info", "output_token_logprobs", "weight_versions", "version", "messages", "prompt", "n", "tools"]
@@ -514,6 +514,15 @@ def test_a_shape_is_learnt_from_a_whole_answer():
         ],
         "usage": {"completion_tokens": 1, "prompt_tokens": 3, "details": None},
     })  # fmt: skip
+
+
+@pytest.mark.parametrize("empty", [None, ""])
+def test_what_an_empty_answer_is_is_learnt(empty):
+    """Some engines send null for an answer without text, others an empty text."""
+    shape = BodyShape("chat")
+    assert put_together("chat", VLLM_CHUNKS[:1], shape).whole()["choices"][0]["message"]["content"] == ""
+    shape.learn({"choices": [{"index": 0, "message": {"role": "assistant", "content": empty}}]})
+    assert put_together("chat", VLLM_CHUNKS[:1], shape).whole()["choices"][0]["message"]["content"] == empty
 
 
 def test_a_later_answer_adds_to_a_shape():

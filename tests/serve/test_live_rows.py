@@ -130,6 +130,20 @@ async def test_the_rest_of_a_question_that_was_abandoned_is_asked_by_the_next(ma
         assert [row["activity"] for row in rows.open_rows()] == ["generating"] * 200
 
 
+async def test_chains_may_end_while_the_rows_of_others_are_made(manager):
+    """The rows are made in portions; a chain whose end was taken in between has the row of an ended chain."""
+    rows = table(manager)
+    with manager.run(chains=200) as run:
+        chains = [run.chain([]).start() for _ in range(200)]
+        await rows.catch_up()
+        making = asyncio.create_task(rows.make())
+        await asyncio.sleep(0)
+        chains[-1].end("answered")
+        await rows.catch_up()
+        await making
+        assert (len(rows.open_rows()), len(rows.ended_rows())) == (199, 1)
+
+
 async def test_a_row_that_is_out_of_date_is_not_kept_as_json(manager):
     """An answer may still show it; who watches gets the latest."""
     rows = table(manager)

@@ -88,7 +88,7 @@ class Attachment:
             logger.warning(
                 "what was seen of %s is not all written %g s after it was detached", self.host, longest
             )
-        manager.drain_sync(max(0.0, give_up - time.monotonic()))
+        manager.drain_sync(max(0.1, give_up - time.monotonic()))
         self._outlets.leave(self._runs)
 
     def end_with(self, status: RunStatus) -> None:
@@ -118,15 +118,16 @@ class Attachment:
         Args:
             owner: the object that is attached, or a part of it; not a class.
             name: of the attribute.
-            value: the hook, which calls what it replaces.
+            value: the hook: a function that calls what it replaces.
         """
         own = vars(owner)
         before = own.get(name, _MISSING)
         owner_of: Callable[[], Any] = weakref.ref(owner)
+        value_of: Callable[[], Any] = weakref.ref(value)  # it knows the owner
 
         def undo() -> None:
             there = owner_of()
-            if there is None or vars(there).get(name, _MISSING) is not value:
+            if there is None or vars(there).get(name, _MISSING) is not value_of():
                 return
             if before is _MISSING:
                 delattr(there, name)
@@ -176,7 +177,11 @@ class _Runs:
 
     def __init__(self, host: str, outlets: Outlets) -> None:
         self.host = host
-        self.about: RunAbout = {"agent": host, "chains": 0, "groups": 0}
+        self.about: dict[str, Any] = {
+            "agent": host,
+            "chains": 0,
+            "groups": 0,
+        }  # how many there will be is not known
         self.status: RunStatus = "completed"
         self._outlets = outlets
         self.before_close: list[Callable[[], object]] = []
@@ -185,10 +190,11 @@ class _Runs:
 
     def main(self) -> RunWriter:
         if self._main is None:
-            self._main = self.open(**self.about)
+            settings = {**(self.about.get("settings") or {}), "attached": self.host}
+            self._main = self.open(**{**self.about, "settings": settings})
         return self._main
 
-    def open(self, **about: Unpack[RunAbout]) -> RunWriter:
+    def open(self, **about: Any) -> RunWriter:
         self._open = [run for run in self._open if run.status is None]
         run: RunWriter = self._outlets.manager.run(**{"agent": self.host, **about})
         self._open.append(run)

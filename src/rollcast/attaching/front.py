@@ -20,8 +20,9 @@ from rollcast.attaching.hosts import HOSTS, Host, host_of, what_can_be_attached
 from rollcast.attaching.process import EXIT_S, all_outlets, is_interactive, outlets_of
 from rollcast.errors import InputError, RollcastError
 from rollcast.records.event import RunStatus
+from rollcast.stream.observer import inherits
 
-__all__ = ["Attach", "attach"]
+__all__ = ["Attach", "attach", "detach_all"]
 
 logger = logging.getLogger("rollcast.attach")
 
@@ -72,7 +73,7 @@ class Attach:
         self, x: Any, *, manager: Any = None, record: Any = "auto", show: int = 0, serve: int | None = None
     ) -> Any:
         """See the class."""
-        if isinstance(x, Attachment):
+        if inherits(x, Attachment):
             return x
         host = host_of(x)
         if host is None:
@@ -226,18 +227,26 @@ def _after_fork() -> None:
     _lock = threading.RLock()
 
 
-def _at_exit() -> None:
-    """Detach everything that is attached, so that records are whole and their lines are printed."""
-    status = _status_of_program()
-    give_up = time.monotonic() + EXIT_S
+def detach_all(status: RunStatus = "completed", timeout: float = EXIT_S) -> None:
+    """Detach everything that is attached, so that records are whole and their lines are printed. At exit this is done anyway.
+
+    Args:
+        status: how the runs end that are open.
+        timeout: how many seconds to wait at most, all in all.
+    """
+    give_up = time.monotonic() + timeout
     for attachment in all_attachments():
         attachment.end_with(status)
         try:
             attachment.detach(max(0.1, give_up - time.monotonic()))
         except Exception:  # one attachment's failure is not another's
-            logger.exception("%s could not be detached at exit", attachment.host)
+            logger.exception("%s could not be detached", attachment.host)
     for outlets in all_outlets():
         outlets.finish_at_exit(max(0.1, give_up - time.monotonic()))
+
+
+def _at_exit() -> None:
+    detach_all(_status_of_program())
 
 
 def _status_of_program() -> RunStatus:

@@ -79,7 +79,7 @@ class _Calls:
         if not self.watch.on:
             return None
         with self.watch.guarded():
-            around = innermost(_here.get())
+            around: Any = innermost(_here.get())
             parent = around if isinstance(around, DeferredChain) and around.attachment.watch.on else None
             given = {**dict(zip(self._names, args, strict=False)), **kwargs}
             for extra, value in enumerate(args[len(self._names) :], len(self._names)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import inspect
+import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -30,8 +30,18 @@ class Host(NamedTuple):
     recognises: Callable[[Any], bool] = lambda _: False
 
 
+_FUNCTIONS = (
+    types.FunctionType,
+    types.MethodType,
+    types.BuiltinFunctionType,
+    types.MethodWrapperType,
+    functools.partial,
+    type(functools.lru_cache(len)),
+)
+
+
 def _is_function(x: Any) -> bool:
-    return inspect.isroutine(x) or isinstance(x, functools.partial)
+    return issubclass(type(x), _FUNCTIONS)
 
 
 HOSTS = (

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import shlex
+import shutil  # not at exit: a module that calls `eval` then would change the exit code after Ctrl-C
 import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -279,9 +281,7 @@ def _name_of_program(host: str) -> str:
 
 def _command() -> str:
     """How the user can type Rollcast's command here."""
-    from shutil import which  # noqa: PLC0415  (only when a line is printed)
-
-    return "rollcast" if which("rollcast") else f"{shlex.quote(sys.executable)} -m rollcast"
+    return "rollcast" if shutil.which("rollcast") else f"{shlex.quote(sys.executable)} -m rollcast"
 
 
 def _say(line: str) -> None:
@@ -329,13 +329,14 @@ def _say_published(manager: StreamingManager, timeout: float) -> None:
     for observer in manager.observers:
         if isinstance(observer, HubStreamObserver):
             producer: HubProducer = observer.producer
-            _wait_until(
-                lambda p=producer: not p.is_started or p.is_up_to_date or p.away or bool(p.refused),  # type: ignore[misc]
-                min(timeout, producer.drain_timeout),
-            )
+            _wait_until(partial(_has_settled, producer), min(timeout, producer.drain_timeout))
             if producer.has_delivered:
                 line = f"published to {producer.url} as {producer.source}"
                 _say(line if producer.is_up_to_date else f"{line} (the hub does not have all of it yet)")
+
+
+def _has_settled(producer: HubProducer) -> bool:
+    return not producer.is_started or producer.is_up_to_date or producer.away or bool(producer.refused)
 
 
 def _wait_until(holds: Any, timeout: float) -> None:

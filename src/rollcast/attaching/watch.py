@@ -15,7 +15,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ContextDecorator, suppress
 from types import TracebackType
@@ -62,6 +62,7 @@ class Watch:
         self._thread: threading.Thread | None = None
         self._aside = False
         self._told = False
+        self._ended = False
         self._pid = os.getpid()
         self._guard = _Guard(self)
         _watches.add(self)
@@ -96,14 +97,18 @@ class Watch:
         if self._aside:
             return
         self._aside = True
-        kept = [act for act in self._drained() if act[0] in (fulfil, _end)]  # somebody waits for these
-        self._acts.extend([(self._say, (error,)), (self._close_open, ()), *kept])
+        self._acts.extend([(self._say, (error,)), (self._close_open, ()), *self._kept()])
         self._wake()
 
-    def _drained(self) -> Iterator[tuple[Act, tuple[Any, ...]]]:
+    def _kept(self) -> list[tuple[Act, tuple[Any, ...]]]:
+        """Drop what waits, but for what somebody waits for."""
+        kept = []
         with suppress(IndexError):
             while True:
-                yield self._acts.popleft()
+                act = self._acts.popleft()
+                if act[0] in (fulfil, _end):
+                    kept.append(act)
+        return kept
 
     @property
     def forked(self) -> bool:
@@ -129,6 +134,8 @@ class Watch:
         self._acts.append((fulfil, (done,)))
         self._wake()
         _ring(self._hurry)
+        if self._ended:  # perhaps the thread did not look again
+            fulfil(done)
         try:
             done.result(timeout)
         except TimeoutError:
@@ -197,6 +204,9 @@ class Watch:
             except IndexError:  # it stepped aside meanwhile
                 break
             if act is _end:
+                self._ended = True
+                for _, (promise,) in [each for each in self._kept() if each[1]]:
+                    fulfil(promise)
                 return False
             try:
                 context.run(act, *args)
@@ -229,10 +239,13 @@ class Watch:
     def _fall_behind(self) -> None:
         """More acts wait than may. The thread that says so is not the host's, since logging may wait."""
         self.on = False
-        self._acts.clear()
-        text = f"{self._limit:,} events wait for code of ours that hangs or is too slow; what was open is not closed"
+        if self._aside:
+            return
+        self._aside = True
+        self._acts.extend([(self._close_open, ()), *self._kept()])  # in case that the thread does not hang
+        said = f"{self._limit:,} events wait to be shown: they come faster than that can be done, or our own code hangs"
         with suppress(RuntimeError):  # the interpreter exits
-            threading.Thread(target=self._say, args=(text,), name="rollcast-attach-says", daemon=True).start()
+            threading.Thread(target=self._say, args=(said,), name="rollcast-attach-says", daemon=True).start()
 
     def _give_up_in_child(self) -> None:
         """This process was forked from the one that attached, and uses what was attached there."""
@@ -260,11 +273,13 @@ class Watch:
         self._told = True
         exception = error if isinstance(error, BaseException) else None
         why = error if isinstance(error, str) else f"{class_name_of(error)}: {text_of(error)}"
+        report = "" if exception is None else ". This is a fault of Rollcast; please report it"
         with suppress(Exception):  # a logging handler of the host's own may raise
             logger.error(
-                "Rollcast steps aside from %s, which goes on unwatched: %s. This is a fault of Rollcast; please report it",
+                "Rollcast steps aside from %s, which goes on unwatched: %s%s",
                 self.host,
                 why,
+                report,
                 exc_info=exception,
             )
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from rollcast.records.openai_piece import CallDelta, Piece, calls_of
 from rollcast.records.openai_request import RequestKind
+from rollcast.text import well_formed
 
 __all__ = ["Answer", "BodyShape", "CallParts", "ToolCallText"]
 
@@ -41,8 +42,8 @@ class ToolCallText:
 
     @property
     def text(self) -> str:
-        """The arguments so far."""
-        return "".join(self.arguments)
+        """The arguments so far, as valid Unicode."""
+        return well_formed("".join(self.arguments))
 
 
 class CallParts:
@@ -60,7 +61,7 @@ class CallParts:
         for delta in deltas:
             call = self._call_of(delta)
             call.id = call.id or delta.id
-            call.name = call.name or delta.name
+            call.name = call.name or well_formed(delta.name)
             if delta.arguments:
                 call.arguments.append(delta.arguments)
 
@@ -170,11 +171,13 @@ class BodyShape:
 
     Attributes:
         answers: from how many whole answers it has learnt.
+        empty_content: the content of an answer that has neither text nor reasoning nor calls.
     """
 
     def __init__(self, kind: RequestKind, *, vllm: bool = False) -> None:
         self.kind = kind
         self.answers = 0
+        self.empty_content: str | None = ""
         self._levels = self._usual(vllm=vllm)
 
     def _usual(self, *, vllm: bool) -> dict[str, _Level]:
@@ -195,6 +198,8 @@ class BodyShape:
             self._levels["choice"].learn(choice)
             if isinstance(said := choice.get("message"), Mapping):
                 self._levels["said"].learn(said)
+                if not any(said.get(name) for name in (*_JOINED, "tool_calls", "function_call")):
+                    self.empty_content = said.get("content")
         if isinstance(usage := body.get("usage"), Mapping):
             self._levels["usage"].learn(usage)
 
@@ -243,12 +248,12 @@ class _Choice:
         if self.logprobs is not None and "logprobs" not in absent:
             values["logprobs"] = self.logprobs
         if kind == "chat":
-            values["message"] = shape.filled("said", self._message())
+            values["message"] = shape.filled("said", self._message(shape.empty_content))
         elif kind == "completions":
             values["text"] = "".join(self.texts.get("text", ()))
         return shape.filled("choice", values)
 
-    def _message(self) -> dict[str, Any]:
+    def _message(self, empty: str | None) -> dict[str, Any]:
         said: dict[str, Any] = {"role": "assistant", **self.said}
         for name, parts in self.texts.items():
             if (text := "".join(parts)) or name == "content":
@@ -258,10 +263,9 @@ class _Choice:
                 {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.text}}
                 for c in self.calls.calls
             ]
-        if said.get("content") == "" and (
-            "tool_calls" in said or any(n in said for n in _JOINED - {"content"})
-        ):
-            said["content"] = None  # a stream begins with an empty text, even if none follows
+        if said.get("content") == "":  # a stream begins with an empty text, even if none follows
+            others = "tool_calls" in said or any(name in said for name in _JOINED - {"content"})
+            said["content"] = None if others else empty
         return said
 
 

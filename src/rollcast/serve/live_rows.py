@@ -107,7 +107,9 @@ class LiveRows(KeptRows, Intake):
             self.ask(AT_ONCE)
             await asyncio.sleep(0)
         for number, key in enumerate(self.open_chains()):
-            if key not in self._made:
+            if key not in self._made and self._skeleton.is_open(
+                *key
+            ):  # it may have ended while others had their turn
                 self._open_row(key)
                 if number % AT_ONCE == AT_ONCE - 1:
                     await asyncio.sleep(0)

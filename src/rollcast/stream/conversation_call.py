@@ -17,8 +17,6 @@ from rollcast.records.openai_wire import (
 )
 from rollcast.stream.chain import ChainWriter, GenerationWriter, ToolCallWriter
 from rollcast.stream.conversation_keys import Mark, trail_of_ids, trail_of_messages, trail_of_text
-from rollcast.stream.conversation_messages import arguments_of
-from rollcast.text import well_formed
 
 __all__ = ["Call", "Talk", "new_ids"]
 
@@ -69,11 +67,25 @@ class Call:
     Attributes:
         request: the request.
         talk: its chain.
+        abandoned: whether nobody reads on, though that is not written yet.
     """
 
     __slots__ = (
-        "_finish_reason", "_has_ids", "_lacks_ids", "_lacks_logprobs", "_others", "_owner", "_parts", "_reasoning", "_spans", "_usage",
-        "done", "generation", "request", "talk",
+        "_finish_reason",
+        "_has_ids",
+        "_lacks_ids",
+        "_lacks_logprobs",
+        "_others",
+        "_owner",
+        "_parts",
+        "_reasoning",
+        "_spans",
+        "_usage",
+        "abandoned",
+        "done",
+        "generation",
+        "request",
+        "talk",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +96,7 @@ class Call:
         self.request = request
         self.generation = generation
         self.done = False
+        self.abandoned = False
         self._others: dict[int, Call] = {}  # of further choices
         self._parts = CallParts()
         self._reasoning: list[str] = []
@@ -101,6 +114,16 @@ class Call:
     def chain(self) -> ChainWriter:
         """The chain that it belongs to."""
         return self.talk.writer
+
+    @property
+    def tool_calls(self) -> list[ToolCallText]:
+        """The tool calls that the answer asks for; they are whole at its end."""
+        return self._parts.calls
+
+    @property
+    def told_its_end(self) -> bool:
+        """Whether the engine has said why the answer ended."""
+        return self._finish_reason is not None
 
     def wants_tokens(self) -> bool:
         """Whether anybody watches the tokens of this chain."""
@@ -143,24 +166,21 @@ class Call:
             counted = {name: count for name in names if (count := usage.count(name)) is not None}
         generation.end(reason, **counted)
         answer = self._answer(turn.text)
-        self.talk.writer.message(answer)  # type: ignore[arg-type]  # it is one
         failed: ChainFinishReason | None = (
             "cancelled" if reason == "cancelled" else "error" if reason == "error" else None
         )
-        for part in self._parts.calls:
-            self._open_tool(part)
         self._owner.ended(self, failed, answer)
 
-    def failed(self, error: BaseException | str) -> None:
-        """There is no answer, or it broke off: the engine failed, or the way to it."""
+    def failed(self, error: BaseException | str, error_type: str = "") -> None:
+        """There is no answer, or it broke off: the engine failed, or the way to it. `error_type` is for an error that is text."""
         if self.done:
             return
         self.done = True
         for other in self._others.values():
-            other.failed(error)
+            other.failed(error, error_type)
         self._check_ids()
         self.talk.writer.trajectory.error = str(error)
-        self.talk.writer.error(error, "backend", goes_on=True)
+        self.talk.writer.error(error, "backend", goes_on=True, error_type=error_type)
         self.generation.end("error")
         self._owner.ended(self, "error", None)
 
@@ -282,19 +302,11 @@ class Call:
                 {
                     "id": call.id,
                     "type": "function",
-                    "function": {"name": well_formed(call.name), "arguments": well_formed(call.text)},
+                    "function": {"name": call.name, "arguments": call.text},
                 }
                 for call in self._parts.calls
             ]
         return answer
-
-    def _open_tool(self, part: ToolCallText) -> None:
-        talk = self.talk
-        call_id = part.id if part.id not in talk.writer.tools_open else None
-        tool = talk.writer.tool_call(
-            well_formed(part.name), arguments_of(well_formed(part.text)), call_id
-        ).start()
-        talk.tools[tool.record.call.call_id] = tool
 
 
 def new_ids(talk: Talk, prompt: list[int] | None, *, fork: bool) -> tuple[list[int] | None, bool]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextvars import Context
 from typing import Any
 
@@ -24,9 +24,10 @@ from rollcast.records import Message, prompt_hash
 from rollcast.records.event import ChainFinishReason
 from rollcast.records.jsonable import bounded_fields
 from rollcast.records.openai_wire import WireRequest
+from rollcast.stream.chain import ChainWriter
 from rollcast.stream.conversation_call import Call, Talk, new_ids
 from rollcast.stream.conversation_keys import Mark, Trail, trail_of_ids, trail_of_messages, trail_of_text
-from rollcast.stream.conversation_messages import content_text, message_key, shown_message
+from rollcast.stream.conversation_messages import arguments_of, content_text, message_key, shown_message
 from rollcast.stream.run import RunWriter
 
 __all__ = ["Call", "Conversations"]
@@ -43,13 +44,20 @@ class Conversations:
     Args:
         run: the run that they are chains of. It is open.
         idle_s: after how many seconds without a request a chain is closed; None: only when it is told, or if there are very many.
+        beside: the chain in whose code all of them are begun. They are its children, and end with their first answer that asks for no tool.
         clock: gives the time in seconds.
     """
 
     def __init__(
-        self, run: RunWriter, idle_s: float | None = None, *, clock: Callable[[], float] = time.monotonic
+        self,
+        run: RunWriter,
+        idle_s: float | None = None,
+        *,
+        beside: ChainWriter | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.run = run
+        self._beside = beside
         self.idle_s = idle_s
         self._clock = clock
         self._named: dict[str, Talk] = {}  # by session, by name and by chain id
@@ -198,10 +206,11 @@ class Conversations:
             repeat: whether it is another answer to the same prompt, and not one that its parent began.
         """
         messages = _prompt_messages(request)
-        if parent is not None:
-            group = group or parent.writer.trajectory.group_id
+        around = self._beside if parent is None else parent.writer
+        if around is not None:
+            group = group or around.trajectory.group_id
         if group is None:
-            prompt: Sequence[Any] = messages or [request.prompt_token_ids or []]
+            prompt: list[Any] = [*messages] or [request.prompt_token_ids]
             group = f"group_{prompt_hash(prompt)}"
         own = [name] if name is not None and parent is None else []
         writer = self.run.chain(
@@ -210,7 +219,7 @@ class Conversations:
             group_id=group,
             tools=request.tool_names,
             row={"session": name} if name else None,
-            parent_chain_id=None if parent is None or repeat else parent.chain_id,
+            parent_chain_id=None if around is None or repeat else around.trajectory.chain_id,
         )
         Context().run(writer.start)  # it is not the current chain of whoever asks
         talk = Talk(writer, name, [*own, writer.trajectory.chain_id])
@@ -288,13 +297,12 @@ class Conversations:
 
     def _generate(self, talk: Talk, request: WireRequest, keys: list[bytes], *, fork: bool) -> Call:
         fresh_ids, fork = new_ids(talk, request.prompt_token_ids, fork=fork)
-        if request.model:
-            self.run.model = request.model
         generation = talk.writer.generation(
             prompt_ids=fresh_ids,
             prompt_tokens=len(request.prompt_token_ids) if request.prompt_token_ids else None,
             sampling=bounded_fields(request.sampling),
             fresh=fork,
+            model=request.model or None,
         ).start()
         talk.mark, talk.failed = None, None
         talk.text = request.prompt or ""
@@ -304,11 +312,16 @@ class Conversations:
         return talk.call
 
     def ended(self, call: Call, failed: ChainFinishReason | None, answer: dict[str, Any] | None) -> None:
-        """A call is over: note what its chain's next request begins with. Called by the call."""
+        """A call is over: open the tool calls that it asked for, and note what its chain's next request begins with."""
         talk = call.talk
         talk.call, talk.failed, talk.last_used = None, failed, self._clock()
         if answer is not None:
+            talk.writer.message(answer)  # type: ignore[arg-type]  # it is one
             talk.keys.append(message_key(answer))
+            for part in call.tool_calls:
+                call_id = part.id if part.id not in talk.writer.tools_open else None
+                tool = talk.writer.tool_call(part.name, arguments_of(part.text), call_id).start()
+                talk.tools[tool.record.call.call_id] = tool
         mark, talk.certain = call.mark_after(talk.keys, answered=answer is not None)
         talk.mark = mark
         if mark.length:
@@ -321,6 +334,8 @@ class Conversations:
             self._by_tool.setdefault(call_id, []).append(talk)
         if id(talk) in self._open:
             self._waiting[id(talk)] = talk
+            if self._beside is not None and answer is not None and not talk.tools:
+                self._close(talk, "answered")
 
     def beside(self, call: Call) -> Call:
         """Begin a chain for another choice of the same request. Called by the call."""

@@ -143,7 +143,11 @@ class EventRows:
         if 1 < groups < chains and chains % groups == 0:
             count = f"{groups} prompts {self.glyphs.times} {chains // groups} = {count}"
         # A run without chains of its own is a training; its rollouts are runs that name it as their parent.
+        # How many chains there will be of what is attached is not known.
+        attached = _attached(data.get("settings"))
         row: Row = [("run", "title"), (dot, "rule"), (count, "")] if chains else [("training", "title")]
+        if attached and not chains:
+            row = [("run", "title"), (dot, "rule"), *self.line(f"{attached}, attached", _NAME_CHARS)]
         if (name := _plain(data.get("name") or "")) and name != data["agent"]:
             row += [(dot, "rule"), *self.line(name, _NAME_CHARS, "bold")]
         if who := _plain(data["model"]) or _plain(data["agent"]):  # a user's own loop may name neither
@@ -201,7 +205,11 @@ class EventRows:
             _duration(data["duration_s"]),
         ]
         words = self.line(reason.replace("_", " "), _NAME_CHARS, style)
-        return [[(f"{self.glyphs.end} ", style), *words, (dot + dot.join(facts), "dim")]]
+        end: Row = [(f"{self.glyphs.end} ", style), *words, (dot + dot.join(facts), "dim")]
+        said = data.get("final_response")
+        if data["steps"] == 0 and isinstance(said, str) and said:  # no generation has shown it
+            return [*self.observation(said, "", []), end]
+        return [end]
 
     def _tool_call_start(self, event: StreamEvent) -> list[Row]:
         arguments = event.data["arguments"]
@@ -294,6 +302,12 @@ def _content(content: Any) -> str:
         parts = [p.get("text") or f"[{_plain(p.get('type'))}]" for p in content]
         content = " ".join(map(_plain, parts))
     return _plain(content)
+
+
+def _attached(settings: Any) -> str:
+    """The host, if this is the run of something that is attached."""
+    host = settings.get("attached") if isinstance(settings, dict) else None
+    return host if isinstance(host, str) else ""
 
 
 def _plain(value: Any) -> str:

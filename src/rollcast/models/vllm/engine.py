@@ -293,6 +293,8 @@ class Engine:
 
     async def _open(self, arguments: AsyncEngineArgs) -> None:
         self._llm = AsyncLLM.from_engine_args(arguments)
+        # The agent shows what it samples here, so the plugin must not: see SHOWN in rollcast/attaching/vllm_engine.py.
+        self._llm.output_processor._rollcast_shown = True  # noqa: SLF001  (a mark of ours)
         await self._llm.update_weight_version(str(self.version))
 
     async def _tracked(self, question: Coroutine[Any, Any, _T]) -> _T:
