@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test quick soak crashes fleet-faults proxy-fuzz test-vllm attach-verl check check-page bench bench-vllm checkpoint clean
+.PHONY: demo test quick soak crashes fleet-faults proxy-fuzz test-vllm attach-verl check check-page bench bench-vllm checkpoint clean bench-openai
 
 # The package alone: what `pip install rollcast` gives.
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -103,6 +103,8 @@ $(VERL_VENV)/.done: pyproject.toml constraints-verl.txt
 
 attach-verl: $(VERL_VENV)/.done
 	ROLLCAST_TEST_VERL=1 $(VERL_VENV)/bin/python -m pytest -W default tests/attaching/verl
+bench-openai: $(VLLM_VENV)/.done
+	$(VLLM_VENV)/bin/python -m benchmarks.openai_bench
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
