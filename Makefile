@@ -103,6 +103,7 @@ $(VERL_VENV)/.done: pyproject.toml constraints-verl.txt
 
 attach-verl: $(VERL_VENV)/.done
 	ROLLCAST_TEST_VERL=1 $(VERL_VENV)/bin/python -m pytest -W default tests/attaching/verl
+
 bench-openai: $(VLLM_VENV)/.done
 	$(VLLM_VENV)/bin/python -m benchmarks.openai_bench
 
