@@ -658,7 +658,7 @@ class GenerationWriter:
             InputError: the generation has not begun, or a text is not a string; or, in a live run, there is not exactly one
                 log-probability for each id.
         """
-        if reasoning:
+        if reasoning is not None and reasoning:  # the first test alone costs half as much
             self._chunk_with_reasoning(text, reasoning, token_ids, logprobs, policy_version)
             return
         turn, route = self.turn, self.route
