@@ -14,11 +14,13 @@ import pytest
 pytest.importorskip("trl", reason="needs the extra")
 
 import torch
-from tests.attaching.trl_trainings import data, is_equal, new_trainer, outcome, shortness
 from transformers import TrainerCallback
 from trl import GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from attaching.defects import DEFECTS, also
+from attaching.trl_trainings import data, is_equal, new_trainer, outcome, shortness
 from rollcast import InputError, attach
+from rollcast.attaching import trl_hooks, trl_tokens
 from rollcast.attaching.trl_batch import Batch
 from rollcast.attaching.trl_training import Training
 from rollcast.records import StreamEventType
@@ -63,7 +65,7 @@ BUFFERED = {
 }  # fmt: skip
 
 
-def trained(folder, watched, kind=GRPOTrainer, **options):
+def trained(folder, watched, kind=GRPOTrainer, detach_within=None, **options):
     """Train, attached or not; return the outcome, the trainer, and the events."""
     manager = StreamingManager()
     trainer = new_trainer(folder, kind, **options)
@@ -71,7 +73,7 @@ def trained(folder, watched, kind=GRPOTrainer, **options):
         handle = attach(trainer, manager=manager) if watched else None
         trainer.train()
         if handle is not None:
-            handle.detach()
+            handle.detach(detach_within)
     return SimpleNamespace(outcome=outcome(trainer), trainer=trainer, capture=capture, events=capture.events)
 
 
@@ -415,61 +417,40 @@ def test_an_unknown_trainer_is_attached_as_far_as_it_goes(tmp_path, caplog):
 
 # -- defects of ours -----------------------------------------------------------------------------------------------------
 
-STEPS = ["prompts", "turn_begins", "tokens", "turn_ends", "completed", "rewards", "end"]
+OURS = [
+    *also(
+        Batch,
+        "prompts",
+        "turn_begins",
+        "tokens",
+        "turn_ends",
+        "completed",
+        "rewards",
+        "end",
+        ways=("raises",),
+    ),
+    *also(Training, "begin", "log", ways=("raises",)),
+    *also(Batch, "tokens", "rewards", ways=("hangs",)),
+    *also(trl_hooks, "_named", "_copied", ways=("raises", "returns a wrong type")),
+    *also(trl_hooks.TrainerHooks, "_about_batch", "_advantages", ways=("raises", "returns a wrong type")),
+    *also(trl_tokens, "_can_stream", "_Streamer", ways=("raises",)),
+]
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("alone"), False).outcome
+    return trained(tmp_path_factory.mktemp("alone"), False, max_steps=1).outcome
 
 
-@pytest.mark.parametrize("act", [*STEPS, "log", "begin_training"])
-def test_a_defect_of_ours_changes_nothing_in_the_training(act, alone, tmp_path, monkeypatch, caplog):
-    """Whatever our own code raises on its thread, weights and logs are equal to the bit, and it is said once."""
-
-    def defect(*_):
-        raise ZeroDivisionError("a defect")
-
-    if act == "begin_training":
-        monkeypatch.setattr(Training, "begin", defect)
-    else:
-        monkeypatch.setattr(Training if act == "log" else Batch, act, defect)
-    with caplog.at_level(logging.ERROR, "rollcast.attach"):
-        seen = trained(tmp_path, True)
+@pytest.mark.parametrize(
+    "defect", [*OURS, *(pytest.param(defect, marks=pytest.mark.slow) for defect in DEFECTS)], ids=str
+)
+def test_a_defect_of_ours_changes_nothing_in_the_training(defect, alone, tmp_path, caplog):
+    """Whatever our own code does, in the trainer's threads or in ours, weights and logs are equal to the bit."""
+    with caplog.at_level(logging.ERROR, "rollcast.attach"), defect.injected():
+        seen = trained(tmp_path, True, max_steps=1, detach_within=0.1 if defect.way == "hangs" else None)
     assert is_equal(alone, seen.outcome)
-    said = [record.getMessage() for record in caplog.records if "steps aside" in record.getMessage()]
-    assert len(said) == 1
-    assert "ZeroDivisionError: a defect" in said[0]
-
-
-HOOKS = [
-    "rollcast.attaching.trl_hooks._named",
-    "rollcast.attaching.trl_hooks._copied",
-    "rollcast.attaching.trl_hooks.TrainerHooks._about_batch",
-    "rollcast.attaching.trl_hooks.TrainerHooks._advantages",
-    "rollcast.attaching.trl_tokens._can_stream",
-    "rollcast.attaching.trl_tokens._Streamer",
-]
-
-
-@pytest.mark.parametrize("place", HOOKS)
-def test_a_defect_in_a_hook_changes_nothing_in_the_training(place, alone, tmp_path, monkeypatch, caplog):
-    """The same holds for the few lines that run in the trainer's own thread."""
-
-    def defect(*_):
-        raise ZeroDivisionError("a defect")
-
-    monkeypatch.setattr(place, defect)
-    with caplog.at_level(logging.ERROR, "rollcast.attach"):
-        seen = trained(tmp_path, True)
-    assert is_equal(alone, seen.outcome)
-    said = [record.getMessage() for record in caplog.records if "steps aside" in record.getMessage()]
-    assert len(said) == 1
-
-
-@pytest.mark.parametrize("wrong", [None, 3, "text"])
-def test_a_wrong_type_of_ours_changes_nothing_in_the_training(wrong, alone, tmp_path, monkeypatch):
-    """A streamer that gets something else than tokens fails by itself."""
-    monkeypatch.setattr("rollcast.attaching.trl_hooks._copied", lambda *_: wrong)
-    seen = trained(tmp_path, True)
-    assert is_equal(alone, seen.outcome)
+    said = [record for record in caplog.records if "steps aside" in record.getMessage()]
+    assert len(said) <= 1
+    if defect in OURS and defect.way == "raises":
+        assert len(said) == 1

@@ -8,8 +8,8 @@ import pytest
 pytest.importorskip("trl", reason="needs the extra")
 
 import torch
-from tests.attaching.trl_trainings import is_equal, new_trainer, outcome, tokenizer_for_tools, turns
 
+from attaching.trl_trainings import is_equal, new_trainer, outcome, tokenizer_for_tools, turns
 from rollcast import attach
 from rollcast.records import StreamEventType
 from rollcast.stream import StreamingManager
