@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import verl
 from hydra import compose, initialize_config_dir
 from verl.protocol import DataProto
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
-import verl
 from conformance_subjects import untied_model
 
 TOOLS = '''
