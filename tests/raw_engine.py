@@ -104,7 +104,9 @@ class Engine:
         finally:
             watching.cancel()
         start = ended.partition(b"\r\n\r\n")[0].lower()
-        return b"connection: close" not in start and any(each in start for each in (b"content-length", b"chunked", b" 204 "))
+        return b"connection: close" not in start and any(
+            each in start for each in (b"content-length", b"chunked", b" 204 ")
+        )
 
     async def _closed(self, asked, reader):
         while not reader.at_eof() and reader.exception() is None:
