@@ -42,6 +42,7 @@ SLOW = (
     "cli/test_watch.py",
     "models/hf/",
     "models/test_trl_templates.py",
+    "proxy/test_fuzz.py",
     "scripts/",
     "serve/test_fuzz.py",
     "serve/test_hostile.py",

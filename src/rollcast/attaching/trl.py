@@ -11,6 +11,7 @@ from typing import Any
 
 from rollcast.attaching.attachment import Attachment
 from rollcast.attaching.trl_hooks import TrainerHooks, has_tools, missing_in
+from rollcast.attaching.trl_ranks import SharedTraining
 from rollcast.attaching.trl_text import IdTexts
 from rollcast.attaching.trl_training import AboutTrainer, Training
 from rollcast.attaching.versions import note_version
@@ -67,7 +68,7 @@ def attach(
     if not note_version("trl", "TRL", _WRITTEN_FOR) or missing:
         _say_missing(type(trainer).__name__, missing)
     tokenizer = getattr(trainer, "_tokenizer", None) or trainer.processing_class
-    training = Training(attachment, _about(trainer, name, tags))
+    training = Training(attachment, _about(trainer, name, tags), _shared(trainer))
     TrainerHooks(trainer, attachment, training, IdTexts(tokenizer), tokens=tokens).install()
 
 
@@ -80,6 +81,22 @@ def _say_missing(trainer: str, missing: Sequence[str]) -> None:
             ", ".join(missing),
             _WRITTEN_FOR[-1],
         )
+
+
+def _shared(trainer: Any) -> SharedTraining | None:
+    """What agrees on the run with the other processes; None if this is the only one."""
+    if trainer.accelerator.num_processes == 1:
+        return None
+    store: Any = None
+    try:
+        from torch.distributed.distributed_c10d import (  # noqa: PLC0415  (torch may be built without it)
+            _get_default_store,  # torch has no public name for it
+        )
+
+        store = _get_default_store()
+    except (ImportError, ValueError, RuntimeError) as error:
+        logger.debug("torch.distributed has no store in which processes could agree: %s", error)
+    return SharedTraining(bool(trainer.accelerator.is_main_process), store)
 
 
 def _about(trainer: Any, name: str | None, tags: Sequence[str]) -> AboutTrainer:

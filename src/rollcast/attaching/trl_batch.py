@@ -41,7 +41,6 @@ class AboutBatch:
         repeats: how many rows in a row have one prompt.
         first: the number of this process's first row among those of all processes.
         ends: the ids that end a completion.
-        run_id: the run's id, if several processes share it.
     """
 
     split: Literal["train", "eval"]
@@ -50,7 +49,6 @@ class AboutBatch:
     repeats: int
     first: int
     ends: frozenset[int]
-    run_id: str | None = None
 
 
 @dataclass(eq=False)
@@ -140,8 +138,8 @@ class Batch:
         about, count = self._about, len(prompts)
         places = [divmod(about.first + j, about.repeats) for j in range(count)]
         self._run = run = self._training.open_batch(
-            chains=count, groups=sum(index == 0 for _, index in places) or 1, policy_version=about.step, split=about.split,
-            train_step=about.step + (about.split == "train"), sampling=about.sampling, run_id=about.run_id,
+            chains=count, groups=sum(index == 0 for _, index in places), policy_version=about.step, split=about.split,
+            train_step=about.step + (about.split == "train"), sampling=about.sampling,
         )  # fmt: skip
         for j, (prompt, (group, index)) in enumerate(zip(prompts, places, strict=True)):
             row = dict(self._data[j]) if j < len(self._data) else {}

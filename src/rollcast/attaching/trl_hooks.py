@@ -19,6 +19,7 @@ from rollcast.attaching.trl_text import IdTexts
 from rollcast.attaching.trl_tokens import streaming
 from rollcast.attaching.trl_tools import ToolLoop
 from rollcast.attaching.trl_training import Training
+from rollcast.attaching.trl_vllm import EngineRows, engine_rows
 from rollcast.records.event import RunStatus
 
 __all__ = ["EXPECTED", "TrainerHooks", "has_tools", "missing_in"]
@@ -74,6 +75,8 @@ class TrainerHooks:
         self._tokens = tokens
         self._batch: Batch | None = None
         self._loop: ToolLoop | None = None
+        self._engine: EngineRows | None = None  # the vLLM that the trainer holds
+        self._knows_engine = False
         self._phase = "backend"  # in which the trainer would fail now
 
     def install(self) -> None:
@@ -215,9 +218,13 @@ class TrainerHooks:
             if batch is not None:
                 prompt_ids = _named(method, args, kwargs)["prompt_ids"]
                 numbers = range(len(prompt_ids)) if loop is None else loop.rows_of_next_turn()
-                watch.tell(batch.turn_begins, numbers, [list(ids) for ids in prompt_ids])
+                copies = [list(ids) for ids in prompt_ids]
+                watch.tell(batch.turn_begins, numbers, copies)
                 if self._tokens and self._attachment.streaming_manager.observers:
                     tokens = batch
+                    self._note_engine()
+                    if self._engine is not None:
+                        watch.tell(self._engine.turn, batch, copies)
         with streaming(self._trainer, watch, tokens):
             result = method(*args, **kwargs)
         with watch.guarded():
@@ -227,8 +234,16 @@ class TrainerHooks:
                 )  # RLOO returns ids alone
                 copied = None if logprobs is None else [list(values) for values in logprobs]
                 may_call = has_tools(self._trainer)
+                if self._engine is not None:
+                    watch.tell(self._engine.over)
                 watch.tell(batch.turn_ends, [list(row) for row in ids], copied, may_call)
         return result
+
+    def _note_engine(self) -> None:
+        """Hook the vLLM engine that the trainer holds, the first time that it generates."""
+        if not self._knows_engine and getattr(self._trainer, "use_vllm", False):
+            self._knows_engine = True
+            self._engine = engine_rows(self._trainer, self._attachment)
 
     def _around_tools(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         loop: ToolLoop | None = None

@@ -5,6 +5,7 @@ Everything here happens on the watch's thread. `trl_hooks.py` tells it what happ
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any, Unpack
 import msgspec
 
 from rollcast.attaching.attachment import Attachment
+from rollcast.attaching.trl_ranks import SharedTraining, id_of_batch
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.event import LearnedFrom, RunStatus
 from rollcast.stream.run import RunAbout, RunWriter
@@ -52,21 +54,28 @@ class Training:
     Args:
         attachment: where runs are opened.
         about: what the trainer says of itself.
+        shared: agrees on the run with the other processes; None if there are none.
     """
 
-    def __init__(self, attachment: Attachment, about: AboutTrainer) -> None:
+    def __init__(
+        self, attachment: Attachment, about: AboutTrainer, shared: SharedTraining | None = None
+    ) -> None:
         self._attachment = attachment
         self.about = about
+        self._shared = shared
+        self._batches = itertools.count()
         self._run: RunWriter | None = None
         self._learned: dict[str, dict[str, LearnedFrom]] = {}
 
-    def begin(self, step: int, run_id: str | None = None) -> None:
-        """Begin the run, unless it is open. One that an earlier training left open has failed."""
+    def begin(self, step: int) -> None:
+        """Begin the run. One that an earlier training left open has failed."""
         self.end("failed")
-        self._open(step, run_id)
+        self._open(step)
 
-    def _open(self, step: int, run_id: str | None = None) -> RunWriter:
+    def _open(self, step: int) -> RunWriter:
         about = self.about
+        run_id = None if self._shared is None else self._shared.next_id()
+        self._batches = itertools.count()
         self._run = self._attachment.open_run(
             chains=0, groups=0, agent=about.agent, model=about.model, backend=about.backend, policy_version=step,
             run_id=run_id, seed=about.seed, settings=about.settings, name=about.name, tags=about.tags,
@@ -82,9 +91,11 @@ class Training:
         """Open the run of a generation batch, which names this run as its parent."""
         parent = self.run_at(more.get("policy_version", 0))
         about = self.about
+        number = next(self._batches)
         return self._attachment.open_run(
-            agent=about.agent, model=about.model, backend=about.backend, parent_run_id=parent.run_id, **more
-        )
+            agent=about.agent, model=about.model, backend=about.backend, parent_run_id=parent.run_id,
+            run_id=None if self._shared is None else id_of_batch(parent.run_id, number), **more,
+        )  # fmt: skip
 
     def learned(self, run_id: str, advantages: Sequence[float]) -> None:
         """Note the advantages of a run's chains, in the order of their numbers; the next step's event has them."""

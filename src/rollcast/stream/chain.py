@@ -961,10 +961,10 @@ class ToolCallWriter:
         chain, record = self.chain, self.record
         if record.duration_s is not None:
             return
+        if record.status is None:
+            why = "cancelled" if left == "cancelled" else "error: the tool gave no result"
+            self.observation(why, "cancelled" if left == "cancelled" else "error")
         with chain.lock:
-            if record.status is None:
-                why = "cancelled" if left == "cancelled" else "error: the tool gave no result"
-                self.observation(why, "cancelled" if left == "cancelled" else "error")
             record.duration_s = time.perf_counter() - self._began
             chain.tools_open.pop(record.call.call_id, None)
             if chain.live:
