@@ -96,6 +96,15 @@ class VLLMServer:
             text = answer.read()
         return json.loads(text) if text.strip() else None
 
+    def cpu_s(self) -> float:
+        """The CPU seconds that the server and its engine have used."""
+        import psutil
+
+        assert self._process is not None
+        server = psutil.Process(self._process.pid)
+        times = [each.cpu_times() for each in (server, *server.children(recursive=True))]
+        return float(sum(each.user + each.system for each in times))
+
     def restore(self) -> None:
         """Load the weights that it was started with."""
         self.post("/pause?mode=abort")
