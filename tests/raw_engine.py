@@ -103,8 +103,10 @@ class Engine:
                     await piece
         finally:
             watching.cancel()
-        head = ended.partition(b"\r\n\r\n")[0].lower()
-        return b"connection: close" not in head and (b"content-length" in head or b"chunked" in head)
+        start = ended.partition(b"\r\n\r\n")[0].lower()
+        return b"connection: close" not in start and any(
+            each in start for each in (b"content-length", b"chunked", b" 204 ")
+        )
 
     async def _closed(self, asked, reader):
         while not reader.at_eof() and reader.exception() is None:

@@ -55,10 +55,10 @@ PRINTS = {
         r"chain_0 │ ■ answered · 0 steps",
     ],
     "openai_loop": [
-        r"chain_0 │ Let me see\.\{\"expression\": \"12 \* 34\"\}\n",
+        r"chain_0 │ Let me see\.\n",
         r"chain_1 │ → calculator\(\{\"expression\": \"12 \* 34\"\}\)\n",
         r"chain_1 │ ← 408",
-        r"chain_0 │ ■ answered · 2 steps · 9 tokens",
+        r"chain_0 │ ■ answered · 2 steps · 6 tokens",
         r"chain_0 answered 1\.0 The answer is 408\.\nchain_1 answered 1\.0 The answer is 408\.\n$",
     ],
     "on_ray": [

@@ -21,6 +21,7 @@ from rollcast.proxy.passing import Passing, refused, remove_what_was_added
 from rollcast.proxy.paths import Target, target_of
 from rollcast.proxy.settings import ProxySettings
 from rollcast.proxy.watching import Caller, Watching
+from rollcast.stream import StreamingManager
 
 __all__ = ["Proxy"]
 
@@ -36,13 +37,22 @@ class Proxy:
 
     Args:
         settings: where it listens, and what it lets pass.
-        watching: what looks at it; None: nothing does.
+        manager: the manager whose observers watch; None: nobody does.
+        watching: what looks at it, in place of a plain `Watching` for the manager.
 
     Attributes:
         counts: how many requests there were, and what became of them.
     """
 
-    def __init__(self, settings: ProxySettings, *, watching: Watching | None = None) -> None:
+    def __init__(
+        self,
+        settings: ProxySettings,
+        *,
+        manager: StreamingManager | None = None,
+        watching: Watching | None = None,
+    ) -> None:
+        if watching is None and manager is not None:
+            watching = Watching(manager, Counts(), idle_s=settings.idle_s)
         self.settings = settings
         self.counts = Counts() if watching is None else watching.counts
         self.watching = watching

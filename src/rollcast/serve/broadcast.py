@@ -148,7 +148,7 @@ class Broadcaster:
         with self.lock:
             position, entries = self.history.head, self.history.extend(events)
             for event in events:
-                if event.__class__ is EncodableChunk:  # like most events
+                if isinstance(event, EncodableChunk):  # like most events
                     first_chunk = first_chunk or event.data.offset == 0
                 else:
                     first_chunk = self._look_at(event) or first_chunk

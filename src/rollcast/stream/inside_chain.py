@@ -109,7 +109,7 @@ class InsideChain:
                             text
                         ).end()
         first = not chain.trajectory.messages and not turns
-        known = Counter(map(message_key, chain.trajectory.messages))  # type: ignore[arg-type]  # they are dicts
+        known = Counter(map(message_key, chain.trajectory.messages))
         known |= self._shown
         for message in request.messages:
             if not first and message.get("role") not in _FROM_OUTSIDE:
