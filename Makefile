@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test quick soak crashes fleet-faults test-vllm attach-verl check check-page bench bench-vllm checkpoint clean
+.PHONY: demo test quick soak crashes fleet-faults proxy-fuzz test-vllm attach-verl check check-page bench bench-vllm checkpoint clean bench-openai test-interpreters guest-check
 
 # The package alone: what `pip install rollcast` gives.
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -49,6 +49,10 @@ crashes: $(VENV)/.dev
 fleet-faults: $(VENV)/.dev
 	PYTHONPATH=src:tests $(BIN)/python -m fleet_faults --seeds $(SEEDS)
 
+# A hundred thousand drawn requests, and answers of engines, some of them nonsense, through a watched proxy; `make test` plays a twentieth.
+proxy-fuzz: $(VENV)/.dev
+	ROLLCAST_PROXY_FUZZ=100000 $(BIN)/python -m pytest -q tests/proxy/test_fuzz.py
+
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -84,6 +88,23 @@ $(VLLM_VENV)/.done: pyproject.toml constraints-vllm.txt
 test-vllm: $(VLLM_VENV)/.done
 	ROLLCAST_TEST_VLLM=1 $(VLLM_VENV)/bin/python -m pytest -W default tests/models/vllm
 
+# The quick tests without torch, on every interpreter that pyenv has and that Rollcast runs on.
+INTERPRETERS ?= $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/3.1[1-9]*/bin/python)
+test-interpreters:
+	test -n '$(INTERPRETERS)' || { echo 'pyenv has no Python from 3.11 on; name some: make test-interpreters INTERPRETERS="python3.12 python3.13"' >&2; exit 1; }
+	set -e; for python in $(INTERPRETERS); do \
+	  venv=".venv-$$($$python -c 'import platform; print(platform.python_version())')"; \
+	  test -x $$venv/bin/python || $$python -m venv $$venv; \
+	  $$venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'; \
+	  $$venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[archive,metrics,openai,otel,proxy]' --group test; \
+	  $$venv/bin/python -m pytest -q -m 'not torch and not slow' tests; \
+	done
+
+# What Rollcast adds to the environments of TRL, verl, verifiers and vLLM; HOSTS="trl" for one. Nothing is installed.
+HOSTS ?=
+guest-check: $(VENV)/.base
+	$(BIN)/python -m scripts.guest_check $(HOSTS)
+
 bench-vllm: $(VLLM_VENV)/.done
 	$(VLLM_VENV)/bin/python -m benchmarks.vllm_bench
 
@@ -100,6 +121,9 @@ $(VERL_VENV)/.done: pyproject.toml constraints-verl.txt
 attach-verl: $(VERL_VENV)/.done
 	ROLLCAST_TEST_VERL=1 $(VERL_VENV)/bin/python -m pytest -W default tests/attaching/verl
 
+bench-openai: $(VLLM_VENV)/.done
+	$(VLLM_VENV)/bin/python -m benchmarks.openai_bench
+
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
 
@@ -109,4 +133,5 @@ checkpoint: $(VENV)/.dev
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) $(VERL_VENV) rollcast-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist $(PAGE)/node_modules
+	rm -rf $(VENV) $(VLLM_VENV) .venv-3.* rollcast-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist $(PAGE)/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -38,6 +38,7 @@ BENCHMARKS = {
     "learning": "benchmarks.learning",
     "trl": "benchmarks.trl_learning",
     "ray": "benchmarks.ray_cost",
+    "proxy": "benchmarks.proxy",
 }
 PARTS = {
     "page": ("paint", "delay", "wall", "long", "memory", "record", "cost"),

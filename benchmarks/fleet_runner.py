@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import json
 import sys
@@ -38,12 +39,21 @@ class Stage:
         self._folder = folder
         self._names = itertools.count()
         self._sides: dict[str, Held] = {}
+        self._observers: list[HubStreamObserver] = []
 
     def _observer(self) -> HubStreamObserver:
         assert self._hub is not None
         observer = HubStreamObserver(self._hub, token=TOKEN, directory=self._folder)
         observer.producer.start()
+        self._observers.append(observer)
         return observer
+
+    def end(self) -> None:
+        """Wait until no producer writes to the folder any more."""
+        for observer in self._observers:
+            thread = observer.producer.end()
+            if thread is not None:
+                thread.join()
 
     async def play(self, to: str, load: dict[str, Any], *, watched: bool = False) -> dict[str, Any]:
         """Play a load to `nobody`, to a `file` as lines of JSON, or to the `hub`; or with streaming `off`.
@@ -74,17 +84,25 @@ class Stage:
         }
 
     async def hold(self, chains: int) -> dict[str, Any]:
-        """Open so many chains of an agent that publishes, and as many of one with streaming off; all wait before their first token."""
+        """Open so many chains of an agent that publishes, and as many of one with streaming off; all wait before their first token.
+
+        It returns when the hub has acknowledged everything that was published, so that nothing else goes on meanwhile.
+        """
         self._sides = {"hub": Held(chains), "off": Held(chains)}
-        self._sides["hub"].agent.streaming_manager.add_observer(self._observer())
+        observer = self._observer()
+        self._sides["hub"].agent.streaming_manager.add_observer(observer)
         for name, side in self._sides.items():
             await side.open(streaming=name == "hub")
+        await self._sides["hub"].agent.streaming_manager.drain(600)
+        while not observer.producer.is_up_to_date:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
         (run_id,) = self._sides["hub"].agent.streaming_manager.runs
         return {"run": run_id}
 
     async def speak(self, side: str, tokens: int) -> dict[str, Any]:
         """Let every chain of one side generate so many tokens; the CPU seconds that they took, and how many there were."""
         held = self._sides[side]
+        gc.collect()  # a full collection takes longer than all these tokens, and would come to one side or the other by chance
         began = time.process_time()
         await held.speak(tokens)
         return {"cpu": time.process_time() - began, "tokens": tokens * held.chains}
@@ -190,6 +208,7 @@ async def main() -> None:
                 "release": stage.release,
             },
         )
+        stage.end()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from rollcast.testing.conformance.folder import perturbed_checkpoint, subject_fr
 from rollcast.testing.conformance.subject import BackendUnderTest
 from rollcast.testing.scripted import ScriptedBackend
 
-__all__ = ["async_vllm", "openai", "scripted", "tiny", "transformers", "untied_model"]
+__all__ = ["async_vllm", "openai", "openai_vllm", "scripted", "tiny", "transformers", "untied_model"]
 
 VLLM_OPTIONS: dict[str, Any] = {
     "dtype": "float32",
@@ -104,6 +104,34 @@ def _served_tiny() -> Any:
     server = OpenAIServer(WithServer.served, model="tiny", context=WithServer.served.context)
     server.__enter__()
     return WithServer("tiny", base_url=server.url, tokenizer=CHECKPOINT, retries=1)
+
+
+def openai_vllm(scratch: Path, server: Any = None) -> BackendUnderTest:
+    """A small random model in vLLM's own server, on the CPU. Who calls this stops the server."""
+    from vllm_server import VLLMServer
+
+    model = untied_model(scratch / "model") if server is None else server.model
+    running = VLLMServer(model, scratch / "server.log", "--max-num-seqs", "64") if server is None else server
+
+    def make() -> Any:
+        from rollcast.models.openai import OpenAIBackend
+
+        if running.running:
+            running.restore()
+        running.start()
+        return OpenAIBackend("default", base_url=running.url, retries=1)
+
+    return subject_from_folder(
+        "openai (vLLM)",
+        lambda: asyncio.to_thread(make),
+        model,
+        new_folder=perturbed_checkpoint(model, scratch / "new"),
+        wrong_weights={},
+        kill=lambda backend: asyncio.to_thread(running.kill),
+        cannot={"deterministic": ROUNDING},
+        hot=2.0,  # vLLM takes no more
+        timeout_s=180.0,
+    )
 
 
 def untied_model(folder: Path, *, tied: bool = False, context: int = 1024, seed: int = 0) -> Path:

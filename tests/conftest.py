@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -41,6 +42,7 @@ SLOW = (
     "cli/test_watch.py",
     "models/hf/",
     "models/test_trl_templates.py",
+    "proxy/test_fuzz.py",
     "scripts/",
     "serve/test_fuzz.py",
     "serve/test_hostile.py",
@@ -119,12 +121,26 @@ def blocking_calls_fail():
 
 @pytest.fixture(autouse=True)
 def nothing_left_running():
-    """No test leaves an observer's or a tool's thread behind that still works on something."""
+    """No test leaves an observer's or a tool's thread behind that still works on something, or anything attached."""
     yield
+    detach_everything()
     for thread in threading.enumerate():
         if thread.name.startswith("rollcast-observer-"):
             thread.join(timeout=10)
             assert not thread.is_alive(), f"{thread.name} was left running"
+
+
+def detach_everything():
+    """Detach what a test attached; the next one has a shared manager, and a record, of its own."""
+    process = sys.modules.get("rollcast.attaching.process")
+    if process is None or not process.all_outlets():
+        return
+    from rollcast.attaching.front import detach_all
+
+    detach_all(timeout=10.0)
+    if process._shared is not None:
+        process._shared.manager.close()
+        process._shared = None
 
 
 async def until(condition, timeout=10.0):

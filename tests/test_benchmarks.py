@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NAMES = [
-    "off", "emit", "loop", "isolation", "serve", "snapshots", "import", "scale", "views", "page", "fleet", "recording", "archive", "peers", "backends", "engine", "learning", "trl", "ray",
+    "off", "emit", "loop", "isolation", "serve", "snapshots", "import", "scale", "views", "page", "fleet", "recording", "archive", "peers", "backends", "engine", "learning", "trl", "ray", "proxy",
 ]  # fmt: skip
 
 

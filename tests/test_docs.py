@@ -26,11 +26,12 @@ import pytest
 from click.testing import CliRunner
 
 import rollcast
+from rollcast.proxy import Proxy
 from rollcast.records import PAYLOADS
 from rollcast.testing import ScriptedBackend
 
 ROOT = Path(__file__).parents[1]
-LOADED = rollcast.BaseAgent  # before the event loop of a page runs: an import lists folders, which blocks it
+LOADED = (rollcast.BaseAgent, Proxy)  # before the event loop of a page runs: an import lists folders, which blocks it
 PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 # Reference pages whose snippets are single lines, about an agent that is there already.
@@ -146,7 +147,7 @@ def test_commands_exist(words, monkeypatch):
     if program == "rollcast":
         from rollcast.cli import app as cli
 
-        for command in ("run", "watch", "hub"):
+        for command in ("run", "watch", "hub", "proxy"):
             monkeypatch.setattr(f"rollcast.cli.{command}.{command}_command", lambda options: 0)
         monkeypatch.setattr("rollcast.cli.recover.recover_command", lambda directory, word, force: 0)
         monkeypatch.setattr("rollcast.cli.stats.stats_command", lambda directory, word, json, color: 0)
@@ -162,7 +163,7 @@ def test_commands_exist(words, monkeypatch):
             if "=" not in target:
                 assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target
     else:
-        assert program in {"git", "pip", "python", "NO_COLOR=1", "tmux", "jq", "zstd", "duckdb"}, (
+        assert program in {"git", "pip", "python", "NO_COLOR=1", "tmux", "jq", "zstd", "duckdb", "curl"}, (
             f"{program} is not known here"
         )
 

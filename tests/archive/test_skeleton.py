@@ -10,14 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from doubles import part_of_run
 from rollcast import StreamEvent, StreamEventType
-from rollcast.archive import skeleton
+from rollcast.archive import Archive, ArchiveObserver, skeleton
 from rollcast.archive.line_log import LineLog
 from rollcast.archive.lines import rebuilt_index
 from rollcast.archive.segments import plain_index, read_index, segments_in, whole_lines
 from rollcast.archive.skeleton import Skeleton
 from rollcast.archive.usual_events import apply_usual
 from rollcast.records.codec import decode_unchecked, encode_lines
+from rollcast.stream import StreamingManager
 
 T = StreamEventType
 CASES = sorted(Path(__file__).parent.parent.glob("records/view_cases/*.json"))
@@ -234,3 +236,54 @@ def test_lines_that_were_not_noted_are_decoded_for_their_index(tmp_path):
     (segment,) = segments_in(tmp_path)
     assert [place.chain_id for place in read_index(segment).places] == ["chain_0", "chain_1"]
     assert read_index(segment) == rebuilt_index(segment)
+
+
+# -- chains whose ends were lost ---------------------------------------------------------------------------------------------
+
+
+def lost_end(source, seq):
+    """The `gap` that a hub makes of a producer that does not come back."""
+    data = {"from_seq": seq, "to_seq": seq, "dropped": {}, "reason": "it died", "run_status": "unknown"}
+    return StreamEvent(T.GAP, "", 1e9, data, seq=seq, run_id="r", source=source)
+
+
+def half_of_a_run(source, chain):
+    """A source's start of a run, and of a chain in it."""
+    return [event for event in part_of_run("r", source, [chain]) if event.seq < 2]
+
+
+def test_a_chain_whose_source_is_lost_has_a_row_that_says_so():
+    """The chains of other sources of the run are open as before, and a source that comes back after all opens its chains again."""
+    told = Skeleton()
+    for position, event in enumerate([*half_of_a_run("w", "a"), *half_of_a_run("v", "b"), lost_end("w", 2)]):
+        told.feed(event, position)
+    assert [(row.row, row.chain_id, row.state) for row in told.take_rows()] == [
+        ("start", "a", "running"),
+        ("start", "b", "running"),
+        ("end", "a", "lost"),
+    ]
+    assert (told.open_chains(), told.totals.open_chains) == ([("r", "b")], 1)
+    told.feed(
+        StreamEvent(T.MESSAGE, "a", 1e9, {"role": "user", "content": "?"}, seq=3, run_id="r", source="w"), 5
+    )
+    assert [(row.row, row.state) for row in told.take_rows()] == [("start", "running")]
+
+
+async def test_rows_of_a_growing_record_say_which_chains_are_lost(tmp_path):
+    """As soon as the end of their source's part is lost, although the record goes on."""
+    manager = StreamingManager(publish=False)
+    manager.add_observer(ArchiveObserver(tmp_path / "record"))
+    for event in [*half_of_a_run("w", "a"), *half_of_a_run("v", "b"), lost_end("w", 2)]:
+        manager.relay(event)
+    await manager.drain()  # the record is begun, and soon written
+
+    def states():
+        if not (tmp_path / "record" / "run.json").exists():
+            return {}
+        return {row["chain_id"]: row["state"] for row in Archive.open(tmp_path / "record").chains().rows}
+
+    async with asyncio.timeout(30):
+        while states() != {"a": "lost", "b": "running"}:
+            await asyncio.sleep(0.02)
+    await manager.aclose()
+    assert states() == {"a": "lost", "b": "lost"}

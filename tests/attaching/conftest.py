@@ -5,20 +5,17 @@ import threading
 import pytest
 
 from rollcast import StreamingManager
-from rollcast.attaching import front, process
+from rollcast.attaching import front
 from rollcast.testing import EventCapture
 
 
 @pytest.fixture(autouse=True)
 def nothing_stays_attached(monkeypatch, tmp_path):
     """Each test has a shared manager and records of its own, and leaves nothing attached and no thread of ours."""
-    monkeypatch.setattr(process, "_shared", None)
     monkeypatch.setattr(front, "_told_twice", set())
     monkeypatch.setenv("ROLLCAST_RECORDS", str(tmp_path / "records"))
     yield
     front.detach_all(timeout=10.0)
-    if process._shared is not None:
-        process._shared.manager.close()
     for thread in threading.enumerate():
         if thread.name.startswith("rollcast-attach-"):
             thread.join(timeout=10)

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("langgraph", reason="langgraph is not installed")
 
-from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.runnables import RunnableLambda, RunnableParallel
 from langchain_core.tools import tool
@@ -291,6 +291,51 @@ def test_a_loop_of_ones_own_is_one_chain(watched):
     assert seen.texts("chain_0") == ["I will compute it.", "The answer is 408"]
     assert seen.tool("chain_0")[1]["observation"] == "408"
     assert seen.end("chain_0")["finish_reason"] == "answered"
+
+
+def test_a_tool_that_is_called_without_langchain_is_seen_by_what_it_said(watched):
+    """A loop that calls plain functions, and hands their results on as messages, has tool calls as well."""
+
+    def run():
+        model, messages = Model(say=asks_then_answers), [HumanMessage("What is 12 * 34?")]
+        messages.append(model.invoke(messages))
+        messages += [
+            ToolMessage(str(multiply(**call["args"])), tool_call_id=call["id"])
+            for call in messages[-1].tool_calls
+        ]
+        messages.append(model.invoke(messages))
+
+    seen = watched(run)
+    assert seen.chains == ["chain_0"]
+    asked, answered = seen.tool("chain_0")
+    assert (asked["tool_name"], asked["arguments"], answered["observation"]) == (
+        "multiply",
+        {"a": 12, "b": 34},
+        "408",
+    )
+    assert not seen.of("chain_0", "message")
+
+
+def test_an_answer_in_the_form_of_a_call_is_an_answer(watched):
+    """`with_structured_output` asks for a call that nobody makes: its chain ends."""
+    person = {
+        "title": "multiply",
+        "description": "A product.",
+        "type": "object",
+        "properties": {"a": {"type": "integer"}},
+    }
+
+    class Structured(Model):
+        def bind_tools(self, tools, **about):
+            return self.bind(
+                tools=tools, ls_structured_output_format=about.get("ls_structured_output_format")
+            )
+
+    def run():
+        said = Structured(say=asks_then_answers).with_structured_output(person).invoke("12 * 34?")
+        assert said == {"a": 12, "b": 34}
+
+    assert watched(run).end("chain_0")["finish_reason"] == "answered"
 
 
 def test_a_chain_that_nobody_goes_on_with_ends_as_unknown(watched):

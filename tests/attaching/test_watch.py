@@ -197,6 +197,15 @@ def test_closing_does_what_was_told_and_then_the_last(watch):
     assert done == [1, 2]
 
 
+def test_a_flush_after_the_end_does_not_wait():
+    """Whether the thread is still on its way out or not."""
+    for _ in range(200):
+        watch = Watch("a host")
+        watch.tell(lambda: None)
+        watch.close(timeout=10)
+        assert watch.flush(10)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_forked_child_is_not_watched_and_says_so():

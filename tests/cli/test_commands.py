@@ -14,7 +14,20 @@ import rollcast
 from rollcast.cli.app import app
 from rollcast.cli.commands import Commands
 
-COMMANDS = ["run", "train", "watch", "hub", "runs", "open", "show", "stats", "replay", "export", "recover"]
+COMMANDS = [
+    "run",
+    "train",
+    "watch",
+    "hub",
+    "proxy",
+    "runs",
+    "open",
+    "show",
+    "stats",
+    "replay",
+    "export",
+    "recover",
+]
 OF_AGENTS = {
     "numpy",
     "tokenizers",

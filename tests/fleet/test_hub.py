@@ -255,3 +255,17 @@ async def test_a_thousand_runs_are_open_at_once(hub):
             await producer.publish(1, *[start(0, run=f"{source}{n}", source=source) for n in range(400)])
             await producer.acked(400)
         assert hub.manager.totals().open_runs == 1200
+
+
+async def test_a_run_whose_end_was_lost_does_not_run(hub):
+    """Without a record too: its row says that its status is not known, and its chain is lost."""
+    async with producing(hub.server.url) as producer, talking(hub.server.url) as viewer:
+        await producer.publish(1, *RUN[:2])
+        await producer.acked(2)
+        assert [row["status"] for row in await viewer.rows("runs")] == ["running"]
+        assert [row["state"] for row in await viewer.rows("chains")] == ["running"]
+        hub.lost("w")
+        assert [row["status"] for row in await viewer.rows("runs")] == ["unknown"]
+        assert [row["state"] for row in await viewer.rows("chains")] == ["lost"]
+        async with talking(hub.server.url) as later:
+            assert later.welcome["runs"] == []

@@ -195,6 +195,34 @@ async def lacking(hub):
         return (await viewer.hear("done")).get("missing") or []
 
 
+async def test_a_viewer_is_given_what_the_last_hub_recorded_before_the_next_has_anything(command):
+    """The record of the new hub begins with its first run: until then it is not there, and nothing went on."""
+    hub = await asyncio.to_thread(command)
+    async with producing(hub.url, token=hub.token) as producer, talking(hub.url, token=hub.token) as viewer:
+        await viewer.say("subscribe", id="s")
+        await viewer.hear("subscribed")
+        await producer.publish(1, start(0, run="one"), end(1, run="one"))
+        batch = await viewer.hear("batch", where=lambda frame: any(map(is_kind("run_end"), frame["events"])))
+        await viewer.say("unsubscribe", id="s")
+        await producer.publish(3, start(0, run="two"), end(1, run="two"))
+        await producer.acked(4)
+    await asyncio.to_thread(hub.end, signal.SIGTERM)
+
+    again = await asyncio.to_thread(command)
+    async with talking(again.url, token=hub.token) as viewer:
+        await viewer.say("subscribe", id="s", since=batch["cursor"])
+        assert (await viewer.hear("subscribed"))["recovered"]
+        seen = await viewer.events(is_kind("run_end"))
+        assert [(each["event_type"], each["run_id"]) for each in seen] == [
+            ("run_start", "two"),
+            ("run_end", "two"),
+        ]
+        async with producing(again.url, token=hub.token, epoch="e2") as producer:
+            await producer.publish(1, start(0, run="three"), end(1, run="three"))
+            seen = await viewer.events(is_kind("run_end"))
+            assert [each["run_id"] for each in seen] == ["three", "three"]
+
+
 async def test_only_a_run_that_went_on_through_a_restart_lacks_its_beginning(command):
     """Not one whose producer has a clock that is slow, or that kept the run while the hub was away."""
     hub = await asyncio.to_thread(command)

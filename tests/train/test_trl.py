@@ -517,6 +517,23 @@ def test_where_every_chain_fails_the_training_ends(model, tokenizer):
         rollouts(prompts(rollouts, 0, 0), stub(model, tokenizer))
 
 
+@pytest.mark.filterwarnings("ignore:You are using .rollout_func")
+def test_vllm_is_refused_before_trl_starts_an_engine(model, tokenizer, tmp_path):
+    """Chains sample from the model that is trained; the sentence says so, whoever makes the trainer."""
+    agent = make_agent(model, tokenizer)
+    args = config(tmp_path, use_vllm=True, max_steps=1)
+    with pytest.raises(InputError, match=r"has use_vllm=True, .* never used; leave use_vllm out"):
+        train(agent, [QUESTION], args, tokenizer=tokenizer)
+    rollouts = make_rollout_func(agent, [QUESTION])
+    with pytest.raises(
+        InputError, match="has use_vllm=True"
+    ):  # vLLM is not installed here: it was not asked for
+        GRPOTrainer(
+            model=model, args=args, processing_class=tokenizer, rollout_func=rollouts, reward_funcs=rollouts.reward,
+            train_dataset=rollouts.train_dataset, callbacks=[rollouts.callback],
+        )  # fmt: skip
+
+
 class Rewriting(BaseAgent):
     """The model reads other turns than it wrote."""
 

@@ -361,7 +361,8 @@ class ChainRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     Attributes:
         row: `start`, `end` or `trained`.
         run_id, chain_id, group_id, source: which chain; `index` is the repeat within the group.
-        state: `running` or `ended` as it was written; a reader says `lost` if the record ended and the chain did not.
+        state: `running` or `ended` as it was written; `lost` if its run, or its source's part of it, ended and the chain did not. A
+            reader says `lost` of all that are running when the record has ended.
         train_step: of the training step whose rollout it belongs to, or that learned from it.
         split: `train` or `eval`, if its run says so.
         prompt_hash: see `prompt_hash`.

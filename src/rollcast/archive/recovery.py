@@ -404,7 +404,8 @@ def _is_new(row: ChainRow, known: dict[tuple[str, str], dict[str, Any]]) -> bool
     have = known.get((row.run_id, row.chain_id))
     if row.row == "trained":
         return have is None or have.get("advantage") != row.advantage
-    return have is None or (row.row == "end" and have["state"] != "ended")
+    # Of what runs no longer, a reader says by itself that it is lost.
+    return have is None or (row.row == "end" and have["state"] != "ended" and row.state != "lost")
 
 
 def _seal_all(folder: Path) -> list[str]:

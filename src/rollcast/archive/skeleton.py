@@ -13,7 +13,7 @@ from rollcast.archive.format import ChainRow, Totals, prompt_hash
 from rollcast.archive.usual_events import NO_CONVERSATION, apply_usual, begun
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.bounded import number, whole
-from rollcast.records.lanes import Lane, leader_of, summed_ends, worst_status
+from rollcast.records.lanes import Lane, end_status, leader_of, summed_ends, worst_status
 from rollcast.records.view import ChainView
 from rollcast.records.view_fields import object_of
 
@@ -154,6 +154,8 @@ class Skeleton:
             for (of_run, _), chain in self._chains.items():
                 if of_run == run_id:
                     chain.view.apply(event)
+            if end_status(event) is not None:
+                self._lose_open(event)
 
     def _goes_on(self, run_id: str) -> bool:
         """Whether the run is open on any source."""
@@ -245,6 +247,12 @@ class Skeleton:
         for key in self.open_chains_of(end):
             del self._chains[key]
             self.totals.open_chains -= 1
+
+    def _lose_open(self, end: StreamEvent) -> None:
+        """Say in a row of each chain of which `open_chains_of` tells that it is lost, and forget them."""
+        lost = [self._sum_up(self._chains[key], "lost") for key in self.open_chains_of(end)]
+        self.rows += lost
+        self.forget_open(end)
 
     def end_unseen(self, run_id: str, chain_id: str) -> None:
         """The chain has ended, and its end was not among the events: it is no longer open, and later events do not open it again."""
@@ -348,7 +356,7 @@ class Skeleton:
                 )
 
     def _run_end(self, event: StreamEvent, run: _OpenRun | None) -> None:
-        self.forget_open(event)
+        self._lose_open(event)
         run_id = event.run_id
         for lane in (Lane(run_id, event.source), *self._led_by(event)):
             self.runs.pop(lane, None)

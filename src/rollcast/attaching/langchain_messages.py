@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rollcast.records import Message
+from rollcast.records import Message, ToolCall
 from rollcast.records.event import GenerationFinishReason
 from rollcast.records.jsonable import as_json
 
@@ -19,6 +19,7 @@ __all__ = [
     "observation_of",
     "piece_of",
     "piece_of_event",
+    "text_in",
 ]
 
 _ROLES = {
@@ -45,7 +46,7 @@ class Answer(NamedTuple):
         message: as `trajectory.messages` has it.
         text: the whole answer without its reasoning.
         reasoning: the reasoning before it.
-        calls: the ids of the tool calls that it asks for.
+        calls: the tool calls that it asks for.
         finish_reason: why it ended.
         completion_tokens, prompt_tokens: as the server counted them; None if it did not.
     """
@@ -53,7 +54,7 @@ class Answer(NamedTuple):
     message: Message
     text: str
     reasoning: str
-    calls: list[str]
+    calls: list[ToolCall]
     finish_reason: GenerationFinishReason
     completion_tokens: int | None
     prompt_tokens: int | None
@@ -104,7 +105,7 @@ def _content_of(content: Any, role: str) -> str | list[dict[str, Any]]:
     if not isinstance(content, Sequence):
         return "" if content is None else str(as_json(content))
     if role == "assistant" or all(isinstance(part, str) for part in content):
-        return _text_of(content)
+        return text_in(content)
     return [_part_of(part) for part in content]
 
 
@@ -117,7 +118,7 @@ def _part_of(part: Any) -> dict[str, Any]:
     return {"type": "text", "text": str(described)}
 
 
-def _text_of(content: Any) -> str:
+def text_in(content: Any) -> str:
     """The text in a message's content, which is text or a list of text and blocks."""
     if isinstance(content, str):
         return content
@@ -161,7 +162,7 @@ def _calls_of(calls: Any, invalid: Any) -> list[dict[str, Any]]:
 def key_of(message: Message) -> tuple[Any, ...]:
     """What two copies of one message share, however they came here."""
     content = message["content"]
-    text = content if isinstance(content, str) else _text_of(content)
+    text = content if isinstance(content, str) else text_in(content)
     others = (
         0 if isinstance(content, str) or content is None else sum(p.get("type") != "text" for p in content)
     )
@@ -176,9 +177,9 @@ def piece_of(token: Any, chunk: Any) -> Piece:
     """A token of `on_llm_new_token`. What belongs to a tool call is left out, since the call shows it."""
     message = getattr(chunk, "message", None)
     if message is None:
-        text, reasoning = _text_of(token), ""
+        text, reasoning = text_in(token), ""
     else:
-        text, reasoning = _text_of(message.content), _reasoning_of(message.content, message.additional_kwargs)
+        text, reasoning = text_in(message.content), _reasoning_of(message.content, message.additional_kwargs)
     about = getattr(chunk, "generation_info", None) or getattr(message, "response_metadata", None)
     return Piece(text, reasoning, *_tokens_of(about)) if about else Piece(text, reasoning)
 
@@ -228,15 +229,25 @@ def answer_of(generation: Any, about_all: Any) -> Answer:
         text, reasoning = str(getattr(generation, "text", "")), ""
         said: Message = {"role": "assistant", "content": text}
     else:
-        text, reasoning = _text_of(message.content), _reasoning_of(message.content, message.additional_kwargs)
+        text, reasoning = text_in(message.content), _reasoning_of(message.content, message.additional_kwargs)
         about.update(message.response_metadata or {})
         said = _as_message(message) or {"role": "assistant", "content": text}
-    calls = [call["id"] for call in said.get("tool_calls", ())]
+    calls = [_asked(call) for call in said.get("tool_calls", ())]
     prompt, completion = _usage_of(message, about_all)
     return Answer(said, text, reasoning, calls, _finish_reason(about, calls), completion, prompt)
 
 
-def _finish_reason(about: Mapping[str, Any], calls: list[str]) -> GenerationFinishReason:
+def _asked(call: dict[str, Any]) -> ToolCall:
+    about = call["function"]
+    try:
+        arguments = json.loads(about["arguments"])
+    except ValueError:
+        arguments = None
+    whole = arguments if isinstance(arguments, dict) else about["arguments"]
+    return ToolCall(call["id"], about["name"], whole)
+
+
+def _finish_reason(about: Mapping[str, Any], calls: list[ToolCall]) -> GenerationFinishReason:
     why = about.get("finish_reason") or about.get("stop_reason") or about.get("done_reason")
     if isinstance(why, str) and why.lower() in _OUT_OF_ROOM:
         return "length"
@@ -270,7 +281,7 @@ def observation_of(output: Any) -> tuple[str, bool]:
         output = messages[-1] if isinstance(messages, Sequence) and messages else update
     if getattr(output, "type", None) == "tool":
         content = output.content
-        text = content if isinstance(content, str) else _text_of(content) or _as_text(content)
+        text = content if isinstance(content, str) else text_in(content) or _as_text(content)
         return text, getattr(output, "status", "success") == "error"
     return _as_text(output), False
 

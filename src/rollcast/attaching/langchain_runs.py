@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rollcast.aio import why_left
-from rollcast.attaching.langchain_messages import Answer, Piece, key_of
+from rollcast.attaching.langchain_messages import Answer, Piece, key_of, text_in
 from rollcast.failures import class_name_of, text_of
-from rollcast.records import Message
+from rollcast.records import Message, ToolCall
 from rollcast.records.event import ToolStatus
 from rollcast.records.jsonable import as_json
 from rollcast.stream.chain import ChainWriter, GenerationWriter, ToolCallWriter
@@ -142,7 +142,7 @@ class _Scope:
         self.chain: ChainWriter | None = None
         self.known: list[Any] = []
         self.user: _Run | None = None
-        self.pending: set[str] = set()
+        self.pending: dict[str, ToolCall] = {}
         self.reported: tuple[str, str] | None = None
 
     def begun(
@@ -171,14 +171,27 @@ class _Scope:
         assert self.chain is not None
         keys = [key_of(message) for message in messages]
         afresh = keys[: len(self.known)] != self.known
-        before = list(self.known)
+        before, new = list(self.known), []
         for message, key in zip(messages, keys, strict=True):
             if key in before:
                 before.remove(key)
-            else:
-                self.chain.message(message, from_outside=message["role"] in {"user", "system", "developer"})
+            elif not self._made_by_hand(message):
+                new.append(message)
+        for message in new:
+            self.chain.message(message, from_outside=True)
         self.known = keys
         return afresh
+
+    def _made_by_hand(self, message: Message) -> bool:
+        """Show a tool call that the program made without LangChain, if this is what came of it."""
+        call_id = message.get("tool_call_id", "")
+        asked = self.pending.pop(call_id, None) if message["role"] == "tool" else None
+        if asked is None or self.chain is None or self.chain.spoken_to:
+            return False
+        call = self.chain.tool_call(asked.tool_name, asked.arguments, call_id).start()
+        call.observation(text_in(message["content"])).end()
+        self.chain.message(message)
+        return True
 
     def say(self, message: Message) -> None:
         """Add a message that a turn or a tool call is behind."""
@@ -292,8 +305,7 @@ class RunTree:
         scope = self._scope_of_model(run)
         chain = scope.begun(self._run(), about.messages, tools)
         afresh = scope.hear(about.messages)
-        scope.user = run
-        scope.pending.clear()
+        scope.user, scope.pending = run, {}
         run.sampling = sampling
         run.generation = chain.generation(sampling=sampling, model=_model_of(run), fresh=afresh).start()
 
@@ -363,8 +375,8 @@ class RunTree:
             )
             scope.say(answer.message)
             if asks:
-                scope.pending.update(answer.calls)
-                run.top.asked.update(dict.fromkeys(answer.calls, scope))
+                scope.pending.update((call.call_id, call) for call in answer.calls)
+                run.top.asked.update((call.call_id, scope) for call in answer.calls)
         self.ended(run_id)
 
     def failed(self, run_id: Any, error: BaseException) -> None:
@@ -393,7 +405,7 @@ class RunTree:
             chain.generation().start().end("tool_call")
         known = call_id if call_id and call_id not in chain.tools_open else None
         run.call = chain.tool_call(about.name, arguments, known).start()
-        scope.pending.discard(call_id or "")
+        scope.pending.pop(call_id or "", None)
         run.scope = _Scope(about, scope)  # whatever the tool asks of a model
         run.ends.append(run.scope)
 
@@ -413,11 +425,10 @@ class RunTree:
             elif error is not None and why_left(error) == "cancelled":
                 observation, status = "cancelled", "cancelled"
             call.observation(observation, status).end()
-            call_id = call.record.call.call_id
             if scope is not None and interrupted:
-                scope.pending.add(call_id)
+                scope.pending[call.record.call.call_id] = call.record.call
             elif scope is not None:
-                scope.say({"role": "tool", "content": observation, "tool_call_id": call_id})
+                scope.say({"role": "tool", "content": observation, "tool_call_id": call.record.call.call_id})
         self.ended(run_id, error)
 
 

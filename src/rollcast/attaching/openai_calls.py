@@ -7,6 +7,7 @@ and of what the user's own code reports matters; inside an attached function it 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import weakref
@@ -73,7 +74,9 @@ class SdkCalls:
             if self.watch.on:
                 act(*args)
 
-    def begin(self, request: WireRequest, chain: ChainWriter | None, *, inside: bool) -> Call | None:
+    def begin(
+        self, request: WireRequest, chain: ChainWriter | None, who: tuple[int, int], *, inside: bool
+    ) -> Call | None:
         """Begin the generation of a call; None if it is not shown."""
         if not inside:
             if self._conversations is None:
@@ -83,7 +86,7 @@ class SdkCalls:
             return None
         here = self._inside_of(chain)
         try:
-            return here.begin(request)
+            return here.begin(request, who)
         except InputError as error:  # such as a call after the chain's reward
             if str(error) not in self._told and len(self._told) < 100:
                 self._told.add(str(error))
@@ -125,7 +128,7 @@ class SdkCall:
         "_over",
         "_reader",
         "_rest",
-        "_tell",
+        "_tell", "_who",
         "reading",
     )  # fmt: skip
 
@@ -142,6 +145,7 @@ class SdkCall:
         self._tell = tell
         self._later = later
         self._chain = chain
+        self._who = _thread_and_task()
         self._call: Call | None = None
         self._reader = SseReader()
         self._rest: list[bytes] = []  # of an answer that does not stream, though its bytes come in parts
@@ -207,7 +211,7 @@ class SdkCall:
         except InputError:
             return  # the engine refuses it as well
         chain = None if self._chain is None else self._chain()
-        self._call = self._calls.begin(request, chain, inside=self._chain is not None)
+        self._call = self._calls.begin(request, chain, self._who, inside=self._chain is not None)
 
     def _whole(self, body: bytes) -> None:
         call = self._call
@@ -230,6 +234,8 @@ class SdkCall:
     def _piece(self, piece: Piece) -> None:
         if piece.done:
             self._answer_done = True
+            if self._call is not None:
+                self._call.end()
         elif self._call is not None:
             self._call.piece(piece)
 
@@ -260,6 +266,15 @@ class SdkCall:
     def _cancelled(self) -> None:
         if self._call is not None:
             self._call.cancelled()
+
+
+def _thread_and_task() -> tuple[int, int]:
+    """Which thread and task this is: code of one and the same does one thing at a time."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no event loop runs here
+        task = None
+    return threading.get_ident(), 0 if task is None else id(task)
 
 
 class _Body:

@@ -56,7 +56,7 @@ def attach(client: Any, attachment: Attachment, *, idle_s: float | None = IDLE_S
         attachment: of it.
         idle_s: after how many seconds without a request a conversation is closed; None: when it is detached.
     """
-    note_version("openai", "the openai package", WRITTEN_FOR)
+    attachment.watch.tell(note_version, "openai", "the openai package", WRITTEN_FOR)  # it reads from the disk
     attachment.about_run(backend="openai")
     hooks = _Hooks(SdkCalls(attachment, idle_s))
     for name, hook in hooks.of(client).items():

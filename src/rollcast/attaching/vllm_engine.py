@@ -25,7 +25,7 @@ from rollcast.errors import InputError
 from rollcast.records.event import ChainFinishReason, GenerationFinishReason
 from rollcast.stream.chain import ChainWriter, GenerationWriter
 
-__all__ = ["Begun", "Requests", "Sampled", "attach", "hook_processor", "watch_process"]
+__all__ = ["Begun", "Requests", "Sampled", "attach", "hook_processor", "logprobs_of", "watch_process"]
 
 logger = logging.getLogger("rollcast.attach")
 
@@ -151,7 +151,7 @@ class Requests:
                 continue
             generation = request.generation or self._generate(request, [])  # more input came to a session
             text = new.text if request.text is None else request.text.feed(new.ids)
-            generation.chunk(text, new.ids, _logprobs_of(new), _version_of(new.version))
+            generation.chunk(text, new.ids, logprobs_of(new), _version_of(new.version))
             if new.reason is not None:
                 request.reason = str(new.reason).lower()
                 self._ended(request, request.reason)
@@ -202,7 +202,8 @@ def _name_of_prompt(about: Begun) -> str | None:
     return f"prompt_{hashlib.sha256(prompt.encode()).hexdigest()[:12]}" if prompt else None
 
 
-def _logprobs_of(new: Sampled) -> list[float] | None:
+def logprobs_of(new: Sampled) -> list[float] | None:
+    """The log-probabilities of what was sampled, one for each id; None if they were not asked for or are not numbers."""
     if new.logprobs is None or not new.ids:
         return None
     found: list[float] = [float(row[0]) for row in new.logprobs.logprobs]

@@ -62,6 +62,7 @@ class Watch:
         self._thread: threading.Thread | None = None
         self._aside = False
         self._told = False
+        self._ended = False
         self._pid = os.getpid()
         self._guard = _Guard(self)
         _watches.add(self)
@@ -133,6 +134,8 @@ class Watch:
         self._acts.append((fulfil, (done,)))
         self._wake()
         _ring(self._hurry)
+        if self._ended:  # perhaps the thread did not look again
+            fulfil(done)
         try:
             done.result(timeout)
         except TimeoutError:
@@ -201,6 +204,9 @@ class Watch:
             except IndexError:  # it stepped aside meanwhile
                 break
             if act is _end:
+                self._ended = True
+                for _, (promise,) in [each for each in self._kept() if each[1]]:
+                    fulfil(promise)
                 return False
             try:
                 context.run(act, *args)

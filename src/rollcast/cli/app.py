@@ -210,6 +210,45 @@ def hub(
     _exit_with(hub_command(chosen))
 
 
+@app.add_grouped
+def proxy(
+    upstream: options.UpstreamOption,
+    port: options.ProxyPortOption = 8001,
+    host: options.ProxyHostOption = "localhost",
+    listen_token: options.ListenTokenOption = None,
+    upstream_key: options.UpstreamKeyOption = None,
+    reward_token: options.RewardTokenOption = None,
+    session_header: options.SessionHeaderOption = "X-Session-ID",
+    idle: options.IdleOption = 600.0,
+    drain: options.DrainOption = 60.0,
+    allow_control: options.AllowControlOption = False,
+    probe: options.ProbeOption = False,
+    stream_tools: options.StreamToolsOption = False,
+    no_logprobs: options.NoLogprobsOption = False,
+    show: options.ProxyShowOption = 0,
+    record: options.ProxyRecordOption = None,
+    record_dir: options.RecordInOption = None,
+    name: options.NameOption = None,
+    tag: options.TagOption = None,
+    serve: options.ProxyServeOption = None,
+    token: options.TokenOption = None,
+    tls_cert: options.TlsCertOption = None,
+    tls_key: options.TlsKeyOption = None,
+    origin: options.OriginOption = None,
+    host_name: options.HostNameOption = None,
+    no_color: options.NoColorOption = False,
+) -> None:
+    """Pass on what agents or trainers ask an engine that speaks OpenAI, and watch it token by token.
+
+    Change one URL: give callers the proxy's in place of the engine's. What nobody watches is copied, and never opened. It runs until
+    Ctrl-C.
+    """
+    given = locals()
+    from rollcast.cli.proxy import ProxyOptions, proxy_command
+
+    _exit_with(proxy_command(ProxyOptions.of(given)))
+
+
 @app.add
 def runs(
     record_dir: options.RecordDirOption = None,

@@ -11,12 +11,14 @@ __all__ = [
     "AgentArg",
     "AgentOption",
     "AlertOption",
+    "AllowControlOption",
     "BackendOption",
     "BackendOptionsOption",
     "BestOption",
     "ChainOption",
     "ChainsOption",
     "ConfigOption",
+    "DrainOption",
     "EvalEveryOption",
     "ExportChainOption",
     "ExportGroupOption",
@@ -34,8 +36,10 @@ __all__ = [
     "HubShowOption",
     "HubTlsCertOption",
     "HubTokenOption",
+    "IdleOption",
     "JsonOption",
     "KeepServingOption",
+    "ListenTokenOption",
     "LrOption",
     "MaxConcurrentOption",
     "MaxStepsOption",
@@ -44,6 +48,7 @@ __all__ = [
     "NameOption",
     "NoBrowserOption",
     "NoColorOption",
+    "NoLogprobsOption",
     "NoRecordOption",
     "NoTimestampsOption",
     "OpenArg",
@@ -52,7 +57,13 @@ __all__ = [
     "OutOption",
     "PaceOption",
     "PortOption",
+    "ProbeOption",
     "PromptOption",
+    "ProxyHostOption",
+    "ProxyPortOption",
+    "ProxyRecordOption",
+    "ProxyServeOption",
+    "ProxyShowOption",
     "PublishTokenOption",
     "QuestionsOption",
     "RayOption",
@@ -66,11 +77,13 @@ __all__ = [
     "ReplaySpeedOption",
     "ReplayStepOption",
     "ResumeOption",
+    "RewardTokenOption",
     "RowsOption",
     "RunnersOption",
     "RunsJsonOption",
     "SeedOption",
     "ServeOption",
+    "SessionHeaderOption",
     "ShowChainOption",
     "ShowGroupOption",
     "ShowOption",
@@ -79,6 +92,7 @@ __all__ = [
     "SourceOption",
     "StatsJsonOption",
     "StepsOption",
+    "StreamToolsOption",
     "TagOption",
     "TaskOption",
     "TemperatureOption",
@@ -95,6 +109,8 @@ __all__ = [
     "TrainTaskOption",
     "TrainerOption",
     "TypeOption",
+    "UpstreamKeyOption",
+    "UpstreamOption",
     "UrlArg",
     "WatchTokenOption",
     "WorstOption",
@@ -582,4 +598,100 @@ ExportChainOption = Annotated[
 
 ExportGroupOption = Annotated[
     list[str] | None, Option("--group", help="This group only (group_0 …); may be given several times.")
+]
+
+UpstreamOption = Annotated[
+    str,
+    Option(metavar="URL", help="The engine, such as http://localhost:8000, without /v1."),
+]
+ProxyPortOption = Annotated[
+    int, Option("--port", min=0, max=65535, help="Where callers connect; 0: any free port.")
+]
+ProxyHostOption = Annotated[
+    str,
+    Option(
+        "--host",
+        metavar="HOST",
+        help="The address to listen on; any other than localhost needs --listen-token.",
+    ),
+]
+ListenTokenOption = Annotated[
+    str | None,
+    Option(
+        envvar="ROLLCAST_LISTEN_TOKEN",
+        help="The secret that callers must send as their API key; better set in the environment, which other users cannot see.",
+    ),
+]
+RewardTokenOption = Annotated[
+    str | None,
+    Option(
+        envvar="ROLLCAST_REWARD_TOKEN",
+        help="The secret with which a trainer sends rewards and ends; keep it from the agent. Without it none are taken.",
+    ),
+]
+UpstreamKeyOption = Annotated[
+    str | None,
+    Option(
+        envvar="ROLLCAST_UPSTREAM_KEY",
+        help="The engine's API key, if it is not what callers send; better set in the environment.",
+    ),
+]
+SessionHeaderOption = Annotated[
+    str,
+    Option(
+        metavar="NAME",
+        help="The header that names a caller's session. With Authorization every API key is a session.",
+    ),
+]
+IdleOption = Annotated[
+    float, Option(metavar="S", help="Close a chain of which nothing was heard for so many seconds.")
+]
+DrainOption = Annotated[
+    float, Option(metavar="S", help="When it is stopped, wait so many seconds for the open answers.")
+]
+AllowControlOption = Annotated[
+    bool,
+    Option(
+        "--allow-control",
+        help="Also pass on calls that change the engine, such as /pause or /update_weights.",
+    ),
+]
+ProbeOption = Annotated[
+    bool, Option("--probe", help="First ask the engine what it gives, with four requests of two tokens.")
+]
+ProxyShowOption = Annotated[
+    int,
+    Option(
+        "--show", metavar="N", min=0, max=64, help="How many chains to show here at a time, token by token."
+    ),
+]
+ProxyRecordOption = Annotated[
+    str | None,
+    Option(
+        "--record",
+        metavar="LEVEL",
+        help="Record what passes: auto (all but tokens, and those that are shown anyway), turns, tokens, summary or none. "
+        "[default: none]",
+    ),
+]
+StreamToolsOption = Annotated[
+    bool,
+    Option(
+        "--stream-tools",
+        help="Also ask for watched chat calls with tools as streams. Engines parse the tool calls of a stream with other code, so the "
+        "caller may get others.",
+    ),
+]
+NoLogprobsOption = Annotated[
+    bool,
+    Option("--no-logprobs", help="Ask for no log-probabilities that the caller did not ask for."),
+]
+ProxyServeOption = Annotated[
+    str | None,
+    Option(
+        "--serve",
+        metavar="[HOST:]PORT",
+        help="Let `rollcast watch` and the page in a browser watch here; other hosts than localhost need --token.",
+        group=_SERVING,
+    ),
 ]

@@ -20,6 +20,11 @@ class Holes:
         self._source = source
         self._by_run: dict[str, StreamEvent] = {}
 
+    @property
+    def waiting(self) -> bool:
+        """Whether a `gap` is to be sent before the next event of a run."""
+        return bool(self._by_run)
+
     def add(self, event: StreamEvent, last_seq: int, reason: str, *, at: int | None = None) -> StreamEvent:
         """Leave out an event.
 

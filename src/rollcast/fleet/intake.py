@@ -24,10 +24,11 @@ from rollcast.fleet.sources import Key, Process, Source, shown
 from rollcast.records import StreamEvent
 from rollcast.serve.protocol import Hello, Publish
 from rollcast.serve.publishing import ProducerLink, Refused
+from rollcast.stream.waiting import EncodableChunk
 
 __all__ = ["Intake", "Mark", "Taken"]
 
-Read = tuple[StreamEvent, bytes | None]
+Read = tuple[StreamEvent | EncodableChunk, bytes | None]
 
 
 class Mark(NamedTuple):
@@ -173,6 +174,10 @@ class Intake:
         for number, raw in enumerate(frame.events[first:], frame.seq + first):
             process.last = number
             line = bytes(raw)
+            chunk = scrutiny.next_chunk(line)
+            if chunk is not None:
+                events.append((chunk, line))
+                continue
             event = scrutiny.accepted(number, line)
             if event is not None:
                 events += [(hole, None) for hole in scrutiny.holes.before(event.run_id)]

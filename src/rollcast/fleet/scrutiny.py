@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from rollcast.errors import DecodeError, GrammarError
 from rollcast.fleet.holes import Holes
 from rollcast.fleet.sources import Process, Run, Source, shown
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.codec import checked_event, decode_unchecked
+from rollcast.records.grammar import Part
+from rollcast.stream.waiting import EncodableChunk, chunk_of_line
 from rollcast.text import printable_line
 
 __all__ = ["MOST_CHAINS", "MOST_RUNS", "Scrutiny"]
@@ -19,6 +23,7 @@ MOST_RUNS = 512  # open at a time, of one source
 LONGEST_SENTENCE = 500
 LONGEST_NAME = 256  # as in filters
 MOST_SEQ = 1 << 53  # the largest number that pages can hold
+WITHIN_A_RUN = frozenset(T) - {T.RUN_START, T.RUN_END, T.GAP}
 OF_CHAINS = frozenset(T) - {T.RUN_START, T.RUN_END, T.TRAIN_STEP, T.ERROR, T.GAP}
 
 
@@ -28,6 +33,20 @@ class _RefusedEventError(Exception):
     def __init__(self, cause: str, why: str) -> None:
         super().__init__(why)
         self.cause = cause
+
+
+class _Lane(NamedTuple):
+    """What the next chunk of a run is checked against.
+
+    Attributes:
+        run: as the hub knows it.
+        part: the same, as the grammar does.
+        recorded: the last `seq` that is recorded.
+    """
+
+    run: Run
+    part: Part
+    recorded: int
 
 
 class Scrutiny:
@@ -56,6 +75,38 @@ class Scrutiny:
         self._process = process
         self._recorded = recorded
         self._ended = ended
+        self._lanes: dict[str, _Lane] = {}  # by run; empty again after an event that may begin or end one
+
+    def next_chunk(self, line: bytes) -> EncodableChunk | None:
+        """The next token of a generation that is open, as most events are; None for anything else, for `accepted`.
+
+        It does what `accepted` and `OpenRuns.note` do, in a third of the time.
+        """
+        chunk = chunk_of_line(line)
+        if chunk is None or chunk.source != self._source.name or self.holes.waiting:
+            return None
+        lane = self._lanes.get(chunk.run_id) or self._lane_of(chunk.run_id)
+        if lane is None:
+            return None
+        run, part, recorded = lane
+        chain_id, seq, data = sys.intern(chunk.chain_id), chunk.seq, chunk.data
+        if run.leapt or chain_id not in run.chains or not recorded < seq <= MOST_SEQ:
+            return None
+        if data.logprobs is not None and len(data.logprobs) != len(data.token_ids or ()):
+            return None
+        if not part.next_chunk(chain_id, seq, data.offset, data.content):
+            return None
+        run.last_seq = max(run.last_seq, seq)
+        chunk.chain_id, chunk.source = chain_id, self._source.name  # the one copy of each
+        return chunk
+
+    def _lane_of(self, run_id: str) -> _Lane | None:
+        run, part = self._process.runs.get(run_id), self._process.grammar.part_of(self._source.name, run_id)
+        if run is None or part is None:
+            return None
+        recorded = self._recorded.get((run_id, self._source.name), -1) if self._process.before else -1
+        lane = self._lanes[run_id] = _Lane(run, part, recorded)
+        return lane
 
     def accepted(self, number: int, line: bytes) -> StreamEvent | None:
         """The event; None if it is refused, or if the hub has it already."""
@@ -63,6 +114,8 @@ class Scrutiny:
         try:
             event = decode_unchecked(line)
             run = self._process.runs.get(event.run_id)
+            if run is None or event.event_type not in WITHIN_A_RUN:
+                self._lanes.clear()
             # The names of a chain that is known were checked before.
             is_new = run is None or event.chain_id not in run.chains or event.event_type is T.GAP
             if is_new or event.source != self._source.name or not 0 <= event.seq <= MOST_SEQ:

@@ -17,7 +17,7 @@ from rollcast.errors import GrammarError
 from rollcast.records.event import StreamEvent, StreamEventType
 from rollcast.records.lanes import leader_of
 
-__all__ = ["GrammarChecker", "check_events"]
+__all__ = ["GrammarChecker", "Part", "check_events"]
 
 T = StreamEventType
 MAX_ENDED = 4096  # how many of the last ended runs are remembered
@@ -42,12 +42,36 @@ class _Chain:
 
 
 @dataclass
-class _Run:
+class Part:
+    """One source's part of a run, as far as it came.
+
+    Attributes:
+        last_seq: the `seq` of its latest event.
+    """
+
     last_seq: int = -1
     chains: dict[str, _Chain] = field(default_factory=dict)
     ended_chains: dict[str, None] = field(default_factory=dict)  # the latest last
     leader: str | None = None  # it ends with this source at the latest
     forgetful: bool = False  # a gap or a late start: unknown chains are not an error
+
+    def next_chunk(self, chain_id: str, seq: int, offset: int, content: str) -> bool:
+        """Take the next chunk of an open generation, without an event. It must have one logprob per token id, or none at all.
+
+        Returns:
+            Whether it continues the generation. If not, it was not taken: `feed` says what is wrong, if anything is.
+        """
+        chain = self.chains.get(chain_id)
+        if chain is None or chain.chars != offset or seq <= self.last_seq:
+            return False
+        self.last_seq = seq
+        chain.chars = offset + len(content)
+        text = chain.text
+        if text is _NO_TEXT:
+            chain.text = [content]
+        elif text is not None:
+            text.append(content)
+        return True
 
 
 class GrammarChecker:
@@ -68,7 +92,7 @@ class GrammarChecker:
         self._types = frozenset(T) if types is None else frozenset(types)
         self._unchecked = _unchecked(self._types)
         self._late = late or types is not None
-        self._runs: dict[tuple[str, str], _Run] = {}
+        self._runs: dict[tuple[str, str], Part] = {}
         self._ended_runs: dict[tuple[str, str], None] = {}  # the latest last
 
     def feed(self, event: StreamEvent) -> None:
@@ -90,7 +114,7 @@ class GrammarChecker:
             if kind is not T.RUN_START and not self._late and kind not in (T.GAP, T.TRAIN_STEP):
                 raise _error(event, "its run has not started")
             leader = leader_of(event) if kind is T.RUN_START else None
-            run = self._runs[key] = _Run(leader=leader, forgetful=self._late)
+            run = self._runs[key] = Part(leader=leader, forgetful=self._late)
             if self._late and len(self._runs) > MAX_JOINED:
                 del self._runs[next(iter(self._runs))]
         elif kind is T.RUN_START:
@@ -115,6 +139,13 @@ class GrammarChecker:
         elif event.chain_id:
             self._feed_chain(run, event)
 
+    def part_of(self, source: str, run_id: str) -> Part | None:
+        """A source's part of a run, for `Part.next_chunk`; None if it is not open, or the filter may hide what belongs to a chunk.
+
+        It holds until the next `run_start`, `run_end` or `gap`.
+        """
+        return None if self._unchecked else self._runs.get((source, run_id))
+
     def has_open_chains(self, event: StreamEvent) -> bool:
         """Whether chains are open in the event's run, as far as its source told."""
         run = self._runs.get((event.source, event.run_id))
@@ -138,7 +169,7 @@ class GrammarChecker:
                     f"the events end, but run {run_id!r} has not; still open: {sorted(run.chains)}"
                 )
 
-    def _feed_chain(self, run: _Run, event: StreamEvent) -> None:
+    def _feed_chain(self, run: Part, event: StreamEvent) -> None:
         kind, name = event.event_type, event.chain_id
         chain = run.chains.get(name)
         if kind is T.CHAIN_START:

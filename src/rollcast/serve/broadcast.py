@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from rollcast.aio import call_in, running_loop
-from rollcast.records import EventFilter, StreamEventType
+from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.lanes import Lane
 from rollcast.records.secrets import masker_of
 from rollcast.serve.anew import gaps_between
@@ -148,15 +148,10 @@ class Broadcaster:
         with self.lock:
             position, entries = self.history.head, self.history.extend(events)
             for event in events:
-                kind = event.event_type
-                if isinstance(event, EncodableChunk):
+                if isinstance(event, EncodableChunk):  # like most events
                     first_chunk = first_chunk or event.data.offset == 0
-                elif kind is CHUNK:
-                    first_chunk = first_chunk or event.data.get("offset") == 0
-                elif kind is RUN_START or kind is RUN_END:
-                    self.upstream.runs.note(event)
-                elif kind is GAP and "run_status" in event.data:  # a relayed run, whose end was lost earlier
-                    self.upstream.runs.forget(event.run_id, event.source)
+                else:
+                    first_chunk = self._look_at(event) or first_chunk
             self.ledger.note(events, entries, position)
             self.feeds.came()
             loop = self._loop
@@ -172,6 +167,16 @@ class Broadcaster:
             return
         if not call_in(loop, partial(self._timer.set, at_once=first_chunk or full)):  # the server has stopped
             logger.debug("the server's event loop is closed; the events are kept")
+
+    def _look_at(self, event: StreamEvent) -> bool:
+        """Note what the event says of its run. Returns whether it is the first chunk of a generation."""
+        kind = event.event_type
+        if kind is CHUNK:
+            return bool(event.data.get("offset") == 0)
+        # A gap with a status stands for the end of a relayed run.
+        if kind is RUN_START or kind is RUN_END or (kind is GAP and "run_status" in event.data):
+            self.upstream.runs.note(event)
+        return False
 
     # -- subscriptions -------------------------------------------------------------------------------------------------
 

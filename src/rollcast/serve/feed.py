@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from rollcast.archive.format import RUN_FILE
 from rollcast.archive.pace import Pace
 from rollcast.archive.readings import EventWindow, RecordedEvent, RunsWanted
 from rollcast.archive.record_process import Items, RecordProcess
@@ -130,6 +131,8 @@ class RecordFeed:
         self._events: list[bytes] = []  # of the next batch
         self._size = 0
         self._part = 1  # which part of the snapshots is sent next
+        self._snapshots_begun = False  # and they are not all sent
+        self._before = False  # whether a record is given that the one that grows continues
         self._seen: Seen | None = None  # what the client has of what follows its place
         self._last: dict[Lane, int] = {}  # the `seq` of the latest event that was given
         self._going_on: set[Lane] = set()  # runs and sources of this part that a later part goes on with
@@ -167,6 +170,7 @@ class RecordFeed:
             source.begun(self, RecordPlace(parts[0].record_id, parts[0].position, parts[0].seen))
             if self.snapshots:
                 await self._give_snapshots(parts[0])
+            self._before = len(parts) > 1
             for number, part in enumerate(parts[:-1], 1):
                 self._begin(part)
                 self._going_on = await self._lanes_of(part, parts[number:])
@@ -174,7 +178,7 @@ class RecordFeed:
                 if part.crashed:
                     await self._end_lost_runs(part)
                 self._begun |= self._going_on
-            self._going_on = set()
+            self._going_on, self._before = set(), False
             if source.on_disk is None:
                 await self._follow(parts[-1])
             else:
@@ -187,10 +191,23 @@ class RecordFeed:
             self._end("the server has a fault")
 
     def _end(self, reason: str) -> None:
-        if self.answered:
-            self._source.leaves(self, self._last, reason)
-        else:
+        """Give no more of the records, after what was read, and a `gap` for runs of which nothing was given and that nobody can name.
+
+        Of those in the record that grows, the server knows itself what comes next.
+        """
+        if not self.answered:
             self._source.begun(self, None)
+            return
+        events, self._events, self._size = self._events, [], 0
+        if self._snapshots_begun:  # what comes now begins with snapshots anyway
+            self._source.leaves(self, self._last, reason)
+            return
+        if self._before and self.subscription.selector.filter.wants_gap("", ""):
+            events.append(encoded(_gap(Lane("", ""), 0, 0, f"{reason}; events of any runs may be missing")))
+        if events and self.subscription.feed is self:
+            cursor = str(RecordPlace(self._record_id, self._position, self._seen))
+            self._source.sender.send([self.subscription], events, cursor)
+        self._source.leaves(self, self._last, reason)
 
     # -- what is given -------------------------------------------------------------------------------------------------
 
@@ -234,7 +251,7 @@ class RecordFeed:
         most = most if room is None else min(most, room)
         given = failures = 0
         whole = False
-        self._part = 1
+        self._part, self._snapshots_begun = 1, True
         while not whole:
             self._turn = source.readings
             await self._turn.acquire()
@@ -265,6 +282,7 @@ class RecordFeed:
             finally:
                 self._let_go()
         await self._send_snapshots(last=True)
+        self._snapshots_begun = False
 
     async def _send_snapshots(self, *, last: bool) -> None:
         """Send a part of the snapshots, and wait until the client has room for another."""
@@ -363,11 +381,15 @@ class RecordFeed:
         return False
 
     async def _lanes_of(self, part: Part, later: list[Part]) -> set[Lane]:
-        """The runs and sources of a record that later ones go on with, as those of a hub that was restarted do."""
+        """The runs and sources of a record that later ones go on with, as those of a hub that was restarted do.
+
+        The record that grows begins with its first run. If it goes on with one, it began before clients could connect.
+        """
         lanes = await self._all_lanes(part)
         going_on: set[Lane] = set()
         for each in later if lanes else ():
-            going_on |= lanes & await self._all_lanes(each)
+            if each is not later[-1] or await asyncio.to_thread((each.path / RUN_FILE).exists):
+                going_on |= lanes & await self._all_lanes(each)
         return going_on
 
     async def _all_lanes(self, part: Part) -> set[Lane]:

@@ -16,6 +16,7 @@ __all__ = ["KnownRuns", "fitting_names", "fitting_runs"]
 
 TOLD_CHAINS, TOLD_BYTES = 1000, 8192  # of the chains in the answer to `cancel`
 MAX_RUNS = 64  # how many runs are remembered, the latest ones
+ENDED = ("completed", "cancelled", "failed")
 
 
 class OpenRun(Protocol):
@@ -28,7 +29,7 @@ class OpenRun(Protocol):
 
 
 class KnownRuns:
-    """The runs in `run_start` and `run_end` events. Its owner guards it with a lock.
+    """The runs in `run_start` and `run_end` events, and in gaps that stand for these. Its owner guards it with a lock.
 
     Attributes:
         complete: whether none was forgotten since there were too many.
@@ -38,15 +39,16 @@ class KnownRuns:
         self.complete = True
         self._runs: OrderedDict[str, RunInfo] = OrderedDict()
         self._unheard: set[str] = set()  # whose end is not asked for
-        # The start and the end of each, by source and type.
+        # The start and the end of each, or the gap that stands for the end, by source and type.
         self._events: dict[str, dict[tuple[str, StreamEventType], StreamEvent]] = {}
 
     def note(self, event: StreamEvent) -> None:
-        """Note that a source has started or ended its part of a run."""
+        """Note that a source has started or ended its part of a run, or that its end was lost."""
         run_id, kind = event.run_id, event.event_type
         events = self._events.setdefault(run_id, {})
         if kind is StreamEventType.RUN_START:  # it may begin once more
-            events.pop((event.source, StreamEventType.RUN_END), None)
+            for ended in (StreamEventType.RUN_END, StreamEventType.GAP):
+                events.pop((event.source, ended), None)
         events[event.source, kind] = event
         self._update(run_id)
         while len(self._runs) > MAX_RUNS:
@@ -55,9 +57,9 @@ class KnownRuns:
 
     def _update(self, run_id: str) -> None:
         known = self._runs.pop(run_id, None)
-        starts, ends = (
+        starts, ends, gaps = (
             {source: event.data for (source, kind), event in self._events[run_id].items() if kind is wanted}
-            for wanted in (StreamEventType.RUN_START, StreamEventType.RUN_END)
+            for wanted in (StreamEventType.RUN_START, StreamEventType.RUN_END, StreamEventType.GAP)
         )
         parent = known.parent_run_id if known else None
         for data in starts.values():
@@ -65,26 +67,18 @@ class KnownRuns:
         for source in [name for name, data in starts.items() if data.get("leader") in starts]:
             del starts[source]  # its leader tells what the run is
             ends.pop(source, None)
-        over = starts.keys() <= ends.keys()
-        ended = (data.get("status", "completed") for data in ends.values())
+            gaps.pop(source, None)
+        over = starts.keys() <= ends.keys() | gaps.keys()
+        ended = [data.get("status", "completed") for data in ends.values()]
+        lost = [data["run_status"] for source, data in gaps.items() if source not in ends]
+        ended += [status if status in ENDED else "unknown" for status in lost]
         status: Any = worst_status(ended) if over else "running"
         chains = sum(data.get("chains", 0) for data in (starts | ends).values())
         self._runs[run_id] = RunInfo(run_id, parent, status, chains)
 
     def events(self) -> list[StreamEvent]:
-        """The starts and the ends of the runs that are remembered."""
+        """The starts and the ends of the runs that are remembered, and the gaps that stand for ends."""
         return [event for run_id in self._runs for event in self._events[run_id].values()]
-
-    def forget(self, run_id: str, source: str) -> None:
-        """Forget a source's part of a run, whose end was lost, and the run if it has no other."""
-        events = self._events.get(run_id, {})
-        for key in [key for key in events if key[0] == source]:
-            del events[key]
-        if events:
-            self._update(run_id)
-        else:
-            self._runs.pop(run_id, None)
-            self._events.pop(run_id, None)
 
     def listen(self, open_runs: Iterable[str], hears: Callable[[str], bool]) -> None:
         """The ends of open runs are asked for, or no longer; of those that have ended, they are on their way or will never come."""
@@ -106,10 +100,11 @@ class KnownRuns:
     def listed(self, open_runs: Mapping[str, OpenRun]) -> list[RunInfo]:
         """Those that ended, and then those that are open now, each in the order in which they were heard of.
 
-        One that may have ended unheard is left out.
+        One that may have ended unheard is left out, and one that ended nobody knows how.
         """
-        gone = self.gone(open_runs)
-        others = [i for run_id, i in self._runs.items() if run_id not in open_runs and run_id not in gone]
+        left_out = self.gone(open_runs) | open_runs.keys()
+        left_out |= {run_id for run_id, run in self._runs.items() if run.status not in ("running", *ENDED)}
+        others = [run for run_id, run in self._runs.items() if run_id not in left_out]
         running = [
             RunInfo(run_id, run.parent_run_id, "running", run.expected_chains)
             for run_id, run in open_runs.items()

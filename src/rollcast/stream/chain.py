@@ -270,6 +270,7 @@ class ChainWriter:
         )  # so that an ended chain is not kept alive by those begun inside it
         if chain_here.get() is self:
             chain_here.set(self.around)
+        self.end_if_it_gives_way()
         left: Any = finish_reason if finish_reason in ("cancelled", "error") else "error"
         if self.generation_open is not None:
             self.generation_open.end(left)
@@ -321,12 +322,18 @@ class ChainWriter:
                 f"{name} has not begun; enter it (`with run.chain(...) as chain:`) or call its start(), then {doing}"
             )
 
+    def end_if_it_gives_way(self) -> None:
+        """End the open generation with `cancelled` if it gives way to whatever comes next."""
+        if self.generation_open is not None and self.generation_open.gives_way:
+            self.generation_open.end("cancelled")
+
     def must_be_idle(self, doing: str, *, tools: bool = False) -> None:
         """Refuse an action inside a generation, and if `tools`, also during tool calls.
 
         Raises:
             InputError: a generation or such a call is open.
         """
+        self.end_if_it_gives_way()
         open_now = "generation" if self.generation_open is not None else ""
         if tools and self.tools_open:
             open_now = f"tool call {next(iter(self.tools_open.values())).record.call.tool_name}"
@@ -564,7 +571,14 @@ class ChainWriter:
 
 
 class GenerationWriter:
-    """One generation: emits `llm_generation_start` on entering the block and `llm_generation_end` on leaving it."""
+    """One generation: emits `llm_generation_start` on entering the block and `llm_generation_end` on leaving it.
+
+    Attributes:
+        chain: the chain that it belongs to.
+        turn: what it has generated so far.
+        gives_way: whether it ends with `cancelled` as soon as its chain does something else, which is refused otherwise. It is for
+            code that only looks on: the reader of a stream may leave it half read, and nobody is told.
+    """
 
     __slots__ = (
         "_began",
@@ -574,6 +588,7 @@ class GenerationWriter:
         "_version",
         "chain",
         "depth",
+        "gives_way",
         "lock",
         "route",
         "turn",
@@ -591,6 +606,7 @@ class GenerationWriter:
         self._version = version
         self._model = model
         self._began = time.perf_counter()
+        self.gives_way = False
         self.depth: int | None = (
             None  # the chain's; a token of many chains finds it here without another object
         )
@@ -604,6 +620,7 @@ class GenerationWriter:
         chain, turn = self.chain, self.turn
         with self.lock:
             chain.must_be_open("generate")
+            chain.end_if_it_gives_way()
             if chain.generation_open is not None:
                 chain.generation_open.end("error")
             chain.must_be_idle("generate", tools=True)
@@ -641,7 +658,7 @@ class GenerationWriter:
             InputError: the generation has not begun, or a text is not a string; or, in a live run, there is not exactly one
                 log-probability for each id.
         """
-        if reasoning:
+        if reasoning is not None and reasoning:  # the first test alone costs half as much
             self._chunk_with_reasoning(text, reasoning, token_ids, logprobs, policy_version)
             return
         turn, route = self.turn, self.route
@@ -944,10 +961,10 @@ class ToolCallWriter:
         chain, record = self.chain, self.record
         if record.duration_s is not None:
             return
+        if record.status is None:
+            why = "cancelled" if left == "cancelled" else "error: the tool gave no result"
+            self.observation(why, "cancelled" if left == "cancelled" else "error")
         with chain.lock:
-            if record.status is None:
-                why = "cancelled" if left == "cancelled" else "error: the tool gave no result"
-                self.observation(why, "cancelled" if left == "cancelled" else "error")
             record.duration_s = time.perf_counter() - self._began
             chain.tools_open.pop(record.call.call_id, None)
             if chain.live:

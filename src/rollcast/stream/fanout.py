@@ -304,6 +304,15 @@ class Fanout:
         self.count_locked(event.event_type)
         EventQueue.put_in_each(targets, event, size)
 
+    def publish_chunks_locked(self, chunks: list[Event], targets: Iterable[Delivery], size: int) -> None:
+        """Queue chunks without events that follow each other for each target, all together: `size` is the sum of their bytes."""
+        if not chunks or not targets:
+            return
+        self.emitted[CHUNK] += len(chunks)
+        for delivery in targets:
+            delivery.mixed = delivery.mixed or not delivery.encodes
+            delivery.put_all(chunks, size)
+
     def count_locked(self, event_type: StreamEventType) -> None:
         """Count an event of this type as published."""
         kind = event_type if event_type in self.emitted else UNKNOWN

@@ -11,6 +11,7 @@ import sys
 from rollcast.records import StreamEvent, StreamEventType, encode
 from rollcast.records.codec import decode_unchecked
 from rollcast.records.view import ChainView
+from rollcast.stream.waiting import ChunkData, EncodableChunk, event_of
 
 __all__ = ["FoldedChain"]
 
@@ -42,7 +43,8 @@ class FoldedChain:
         self._view: ChainView | None = None
         self._lines: list[bytes] = []
         self._size = 0
-        self._chunks: list[StreamEvent] | None = None  # of the open generation; each continues the one before
+        # Of the open generation; each continues the one before.
+        self._chunks: list[StreamEvent | EncodableChunk] | None = None
         self._end = 0  # characters of that generation so far
 
     def note(self, event: StreamEvent, line: bytes | None) -> None:
@@ -64,6 +66,23 @@ class FoldedChain:
         self._size += len(line)
         if self._size > FOLD_BYTES:
             self._fold()
+
+    def is_next_token(self, chunk: EncodableChunk) -> bool:
+        """Whether the chunk, which was read from JSON, continues the open generation, or begins it. If so, it is kept."""
+        chunks, data = self._chunks, chunk.data
+        if chunks is None:
+            self._chunks = [chunk]
+        elif data.offset == self._end and chunk.step == chunks[-1].step:
+            chunks.append(chunk)
+            if len(chunks) >= 64:
+                self._chunks = [_joined(chunks)]
+        else:
+            return False
+        self._end = data.offset + len(data.content)
+        self.has_part = True
+        if self._end > FOLD_CHARS:
+            self._fold()
+        return True
 
     def _note_chunk(self, event: StreamEvent) -> bool:
         """Keep a token beside the others of its generation. False if it does not continue them."""
@@ -103,13 +122,23 @@ class FoldedChain:
         return view
 
 
-def _joined(chunks: list[StreamEvent]) -> StreamEvent:
+def _joined(chunks: list[StreamEvent | EncodableChunk]) -> StreamEvent:
     """One chunk for several that follow each other, at the place of the last."""
     first, last = chunks[0], chunks[-1]
     if first is last:
-        return first
-    data = {"content": "".join([each.data["content"] for each in chunks]), "offset": first.data["offset"]}
-    data["token_ids"] = [one for each in chunks for one in each.data.get("token_ids", ())]
+        return event_of(first)
+    texts: list[str] = []
+    ids: list[int] = []
+    for chunk in chunks:
+        data = chunk.data
+        if isinstance(data, ChunkData):
+            texts.append(data.content)
+            ids += data.token_ids or ()
+        else:
+            texts.append(data["content"])
+            ids += data.get("token_ids", ())
+    offset = first.data.offset if isinstance(first.data, ChunkData) else first.data["offset"]
+    data = {"content": "".join(texts), "offset": offset, "token_ids": ids}
     return StreamEvent(
         CHUNK, last.chain_id, last.timestamp, data, last.step, last.depth, last.seq, last.run_id, last.group_id, last.source
     )  # fmt: skip

@@ -33,6 +33,7 @@ class InsideChain:
 
     def __init__(self, chain: ChainWriter) -> None:
         self._talk = Talk(chain, None, [])
+        self._who: object = None  # asked last
         self._aside: Conversations | None = None
         self._asked: list[
             ToolCallText
@@ -44,14 +45,19 @@ class InsideChain:
         """The chain."""
         return self._talk.writer
 
-    def begin(self, request: WireRequest) -> Call | None:
+    def begin(self, request: WireRequest, who: object = None) -> Call | None:
         """Begin the generation of a request; None if the loop has opened one itself.
+
+        Args:
+            request: the request.
+            who: equal for requests that cannot overlap, since one and the same task makes them. An answer that is open then was
+                left half read.
 
         Raises:
             InputError: the chain cannot generate now, since it has its reward or has ended.
         """
         talk, chain = self._talk, self._talk.writer
-        if talk.call is not None and talk.call.abandoned:
+        if talk.call is not None and (talk.call.abandoned or who == self._who):
             talk.call.cancelled()
         if chain.generation_open is not None and (
             talk.call is None or chain.generation_open is not talk.call.generation
@@ -64,24 +70,23 @@ class InsideChain:
             return self._aside.begin(request)
         self._hear(request)
         ids, fork = new_ids(talk, request.prompt_token_ids, fork=False)
-        talk.call = Call(
-            self,
-            talk,
-            request,
-            chain.generation(
-                prompt_ids=ids,
-                prompt_tokens=len(request.prompt_token_ids) if request.prompt_token_ids else None,
-                sampling=bounded_fields(request.sampling),
-                fresh=fork,
-                model=request.model or None,
-            ).start(),
+        generation = chain.generation(
+            prompt_ids=ids,
+            prompt_tokens=len(request.prompt_token_ids) if request.prompt_token_ids else None,
+            sampling=bounded_fields(request.sampling),
+            fresh=fork,
+            model=request.model or None,
         )
+        generation.gives_way = True
+        talk.call = Call(self, talk, request, generation.start())
+        self._who = who
         return talk.call
 
     def ended(self, call: Call, failed: ChainFinishReason | None, answer: dict[str, Any] | None) -> None:
         """See `OwnerOfCall`. Whether the loop reports the tool calls is seen when it asks again."""
-        self._talk.call = None
-        self._asked = call.tool_calls if answer is not None else []
+        if self._talk.call is call:  # one that was left may end late, on another thread
+            self._talk.call = None
+            self._asked = call.tool_calls if answer is not None else []
 
     def beside(self, call: Call) -> Call:
         """See `OwnerOfCall`."""
@@ -104,7 +109,7 @@ class InsideChain:
                             text
                         ).end()
         first = not chain.trajectory.messages and not turns
-        known = Counter(map(message_key, chain.trajectory.messages))  # type: ignore[arg-type]  # they are dicts
+        known = Counter(map(message_key, chain.trajectory.messages))
         known |= self._shown
         for message in request.messages:
             if not first and message.get("role") not in _FROM_OUTSIDE:

@@ -28,6 +28,7 @@ from rollcast.stream.relay import Relay, relayable
 from rollcast.stream.roster import Roster
 from rollcast.stream.run import RunAbout, RunWriter
 from rollcast.stream.subscription import Subscription
+from rollcast.stream.waiting import EncodableChunk
 
 __all__ = ["ManagerStatistics", "StreamingManager"]
 
@@ -246,11 +247,10 @@ class StreamingManager:
         with self.lock:
             self._relay.pass_on_locked(event)
 
-    def relay_read(self, events: Iterable[tuple[StreamEvent, bytes | None]]) -> None:
+    def relay_read(self, events: Iterable[tuple[StreamEvent | EncodableChunk, bytes | None]]) -> None:
         """Do the same as `relay` for events that were read from JSON and checked: each with its line, or None if it was made here."""
         with self.lock:
-            for event, line in events:
-                self._relay.pass_on_locked(event, line)
+            self._relay.pass_all_on_locked(events)
 
     def expect_relayed_runs(self, most: int) -> None:
         """Let as many relayed runs be open at once, for an owner who knows which producers are there."""

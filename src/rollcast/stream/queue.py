@@ -416,6 +416,19 @@ class EventQueue:
             if not queue.awake:
                 queue.wake()
 
+    def put_all(self, events: list[Event], size: int) -> None:
+        """Queue events that together have this many bytes."""
+        if self._lost:
+            for event in events:
+                self._lose_unless_end(event, size // len(events))
+            return
+        self.items += events
+        self.bytes += size
+        if self.bytes > self.limit or len(self.items) >= self._compact_at:
+            self._shrink()
+        if not self.awake:
+            self.wake()
+
     def put_control(self, control: Control) -> None:
         """Queue a hook. A `chain_closed` counts against the limit; after a loss it is left out, since snapshots follow."""
         if control.kind == "chain_closed":

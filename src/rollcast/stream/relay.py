@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -13,10 +13,11 @@ from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.codec import encode_described
 from rollcast.records.event import OpenToolCall
 from rollcast.records.lanes import RunSources
-from rollcast.stream.fanout import Fanout, OpenPart, Route
+from rollcast.stream.fanout import Fanout, OpenPart, Route, Targets
 from rollcast.stream.folding import FoldedChain
 from rollcast.stream.queue import Control, event_size
 from rollcast.stream.shared_run import SharedRun
+from rollcast.stream.waiting import EncodableChunk, Event, event_of
 
 __all__ = ["Relay", "relayable"]
 
@@ -77,12 +78,6 @@ class Relay:
         """Queue the event for every reader that wants it, and the hooks around it; `line`: its JSON, if somebody has it."""
         fanout, run_id = self._fanout, event.run_id
         run = self._runs.get(run_id)
-        if (
-            run is not None
-            and event.event_type is T.LLM_GENERATION_CHUNK
-            and self._is_token_locked(run, event, line)
-        ):
-            return
         if run is None and run_id:
             run = self._part_of_own(run_id) if run_id in fanout.runs else self._open(run_id)
         if event.event_type is T.GAP:  # it may stand for any event of its run
@@ -110,20 +105,30 @@ class Relay:
         elif ended and run.sources.over and run_id in self._runs:
             self._close(run)
 
-    def _is_token_locked(self, run: _RelayedRun, event: StreamEvent, line: bytes | None) -> bool:
-        """Queue the next token of a chain that is known, if all chains have the same readers. This is on the path of every token."""
-        chain, targets = run.chains.get(event.chain_id), self._fanout.token_targets
-        if (
-            chain is None
-            or targets is None
-            or line is None
-            or run.as_of().get(event.source, event.seq) >= event.seq
-        ):
-            return False
-        if targets:
-            self._fanout.publish_locked(event, targets, EVENT_BYTES + BYTES_OF_ONE * len(line))
-        run.note_token(chain, event, line)
-        return True
+    def pass_all_on_locked(self, read: Iterable[tuple[StreamEvent | EncodableChunk, bytes | None]]) -> None:
+        """Do `pass_on_locked` for each event. Tokens that follow each other are queued together."""
+        fanout = self._fanout
+        waiting: list[Event] = []  # tokens that are not queued yet, all for the same deliveries
+        size = 0
+        targets: Targets = ()
+        for event, line in read:
+            if event.__class__ is EncodableChunk and line is not None:
+                run = self._runs.get(event.run_id)
+                if run is not None and run.is_next_token(event):
+                    wanted = fanout.token_targets
+                    if wanted is None:
+                        wanted = run.route(event).targets_locked(T.LLM_GENERATION_CHUNK)
+                    if wanted is not targets:
+                        fanout.publish_chunks_locked(waiting, targets, size)
+                        waiting, size, targets = [], 0, wanted
+                    waiting.append(event)
+                    size += EVENT_BYTES + BYTES_OF_ONE * len(line)
+                    continue
+            if waiting:
+                fanout.publish_chunks_locked(waiting, targets, size)
+                waiting, size = [], 0
+            self.pass_on_locked(event_of(event), line)
+        fanout.publish_chunks_locked(waiting, targets, size)
 
     def close_locked(self) -> None:
         """Close every run: nothing more will come."""
@@ -176,7 +181,7 @@ class _RelayedRun:
         self._expected: dict[str, int] = {}  # by source
         self._as_of: dict[str, int] = {}
 
-    def route(self, event: StreamEvent) -> Route:
+    def route(self, event: StreamEvent | EncodableChunk) -> Route:
         """The route of the event's chain."""
         route = self._routes.get(event.chain_id)
         if route is None or route.place.source != event.source:
@@ -184,10 +189,15 @@ class _RelayedRun:
             self._routes[event.chain_id] = route
         return route
 
-    def note_token(self, chain: FoldedChain, event: StreamEvent, line: bytes) -> None:
-        """Do what `note` does, for the next token of an open chain."""
-        self._as_of[event.source] = event.seq
-        chain.note(event, line)
+    def is_next_token(self, chunk: EncodableChunk) -> bool:
+        """Whether the chunk continues what came of its chain. If so, it is noted, as by `note`."""
+        chain, seq, source = self.chains.get(chunk.chain_id), chunk.seq, chunk.source
+        if chain is None or source != chain.source or self._as_of.get(source, seq) >= seq:
+            return False
+        if not chain.is_next_token(chunk):
+            return False
+        self._as_of[source] = seq
+        return True
 
     def note(self, event: StreamEvent, line: bytes | None) -> list[str]:
         """Remember what a late observer must know; returns the sources whose part of the run ends with the event."""

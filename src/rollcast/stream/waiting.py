@@ -23,6 +23,7 @@ __all__ = [
     "PackedValue",
     "Place",
     "WaitingChunk",
+    "chunk_of_line",
     "encodable_of",
     "event_of",
     "merged_waiting",
@@ -122,17 +123,22 @@ class PackedValue(msgspec.Struct, gc=False, array_like=True):
     value: int | float
 
 
-class ChunkData(msgspec.Struct, gc=False, omit_defaults=True):
-    """The `data` of an `EncodableChunk`: the fields and the JSON are those of the event's dict."""
+class ChunkData(msgspec.Struct, gc=False, omit_defaults=True, forbid_unknown_fields=True):
+    """The `data` of an `EncodableChunk`: the fields and the JSON are those of the event's dict.
+
+    Attributes:
+        content, offset: the event's.
+        token_ids, logprobs: the event's list; or, for a list of one, a `PackedValue`, which is only made here and never read.
+    """
 
     content: str
     offset: int
-    token_ids: list[int] | PackedValue | None = None
-    logprobs: list[float] | PackedValue | None = None
+    token_ids: list[int] | None = None
+    logprobs: list[float] | None = None
 
 
 @final
-class EncodableChunk(msgspec.Struct, gc=False):
+class EncodableChunk(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     """A chunk for readers that only encode it: its JSON is that of its event, which need not be made.
 
     Its fields are those of `StreamEvent`, in the same order. It takes half the memory, and the garbage collector need not
@@ -154,13 +160,34 @@ class EncodableChunk(msgspec.Struct, gc=False):
         """The event, made anew."""
         data: dict[str, object] = {"content": self.data.content, "offset": self.data.offset}
         for name in ("token_ids", "logprobs"):
-            values = getattr(self.data, name)
+            values: Any = getattr(self.data, name)
             if values is not None:
                 data[name] = [values.value] if values.__class__ is PackedValue else [*values]
         return StreamEvent(
             CHUNK, self.chain_id, self.timestamp, data, self.step, self.depth, self.seq, self.run_id, self.group_id,
             self.source,
         )  # fmt: skip
+
+
+_decoder = msgspec.json.Decoder(EncodableChunk)
+_CHUNK_JSON = b'{"event_type":"llm_generation_chunk",'
+_IDS, _LOGPROBS = b'"token_ids"', b'"logprobs"'  # within a text the quotes would be escaped
+
+
+def chunk_of_line(line: bytes) -> EncodableChunk | None:
+    """The chunk that a line of JSON describes, as `encode` writes it and with its usual fields; None for any other line."""
+    if not line.startswith(_CHUNK_JSON):
+        return None
+    try:
+        chunk = _decoder.decode(line)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    if chunk.event_type is not CHUNK:
+        return None  # the line has two types
+    data = chunk.data
+    if (data.token_ids is None and _IDS in line) or (data.logprobs is None and _LOGPROBS in line):
+        return None  # there are none, rather than null
+    return chunk
 
 
 def packed(values: Any, kind: type[int | float]) -> Any:

@@ -190,6 +190,11 @@ class _Training:
     ) -> None:
         self.workers = workers
         self.agent, self.task, self.config = agent, task, config
+        if not isinstance(config, GRPOConfig):
+            raise InputError(
+                f"config is a {type(config).__module__}.{type(config).__name__}; expected a rollcast.train.GRPOConfig (TRL's is for "
+                "rollcast.train.trl.train)"
+            )
         self.backend = _trainable(agent)
         self.out = None if out is None else Path(out).absolute()  # a tool may change the current folder
         self.on_progress = on_progress

@@ -24,7 +24,7 @@ from rollcast.models import Sampling
 from rollcast.models.checksums import write_checksums
 from rollcast.records import StreamEvent, StreamEventType, Trajectory
 from rollcast.records.event import LearnedFrom, RunStatus
-from rollcast.records.jsonable import plain_scalar
+from rollcast.records.trainer_settings import trainer_settings
 from rollcast.rollout import BaseAgent
 from rollcast.rollout.rows import as_rows, derived_seed
 from rollcast.rollout.settings import ChainPlace
@@ -313,6 +313,9 @@ class _Events(transformers.TrainerCallback):
         if self.cancelled:
             control.should_training_stop = control.should_save = True
 
+    def on_init_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        _refuse_vllm(args)  # TRL starts the engine after this
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._run is not None:  # an earlier training's
             self.close("failed")  # that training raised
@@ -326,7 +329,7 @@ class _Events(transformers.TrainerCallback):
             chains=0, groups=0, agent=self._agent.name, model=backend.model_name, backend=backend.name,
             policy_version=int(state.global_step), run_id=self.run_id,
             on_cancel=self._cancel if args.world_size == 1 else None,  # other processes would not hear of it
-            seed=int(args.seed), settings=_settings(args), tools=self._agent.tool_schemas,
+            seed=int(args.seed), settings=trainer_settings(args), tools=self._agent.tool_schemas,
             name=self._name, tags=self._tags,
         ).open()  # fmt: skip
 
@@ -441,14 +444,15 @@ def train(
         tags: as in `make_rollout_func`.
 
     Raises:
-        InputError: the agent has no reward, or another backend; `config` is not a `trl.GRPOConfig`, or its batches
-            are larger than the rows; see `Rollouts`.
+        InputError: the agent has no reward, or another backend; `config` is not a `trl.GRPOConfig`, has `use_vllm=True`, or its
+            batches are larger than the rows; see `Rollouts`.
         BackendError, RewardError: every chain of a rollout failed, or none has a reward; see `Rollouts.learn`.
     """
     if not isinstance(config, GRPOConfig):
         raise InputError(
             f"config is a {type(config).__module__}.{type(config).__name__}; expected a trl.GRPOConfig"
         )
+    _refuse_vllm(config)
     if agent.reward is None:
         raise InputError(
             "the agent has no reward, so there is nothing to learn; give it one: BaseAgent(…, reward=…)"
@@ -479,6 +483,20 @@ def train(
         )
     rollouts.learn(trainer, resume_from_checkpoint)
     return trainer
+
+
+def _refuse_vllm(args: Any) -> None:
+    """Refuse to have TRL start an engine that would never sample anything.
+
+    Raises:
+        InputError: the configuration asks for vLLM.
+    """
+    if getattr(args, "use_vllm", False):
+        raise InputError(
+            "the configuration has use_vllm=True, but the agent's chains sample in this process from the model that is trained, so the "
+            "engine that TRL would start is never used; leave use_vllm out, or let TRL sample by itself and watch it: "
+            "rollcast.attach(trainer)"
+        )
 
 
 def _require_rows(count: int, config: GRPOConfig) -> None:
@@ -668,20 +686,6 @@ def _advantages(trainer: Any, count: int) -> list[float]:
     kept = getattr(trainer, "_logs", {}).get("advantages", ())
     everywhere = trainer.accelerator.num_processes * count
     return [float(advantage) for advantage in list(kept)[-everywhere:]] if len(kept) >= everywhere else []
-
-
-_SETTINGS = (
-    "learning_rate", "lr_scheduler_type", "max_steps", "num_train_epochs", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "num_generations", "num_iterations", "steps_per_generation", "max_completion_length",
-    "temperature", "top_p", "top_k", "beta", "epsilon", "epsilon_high", "loss_type", "scale_rewards", "max_grad_norm", "weight_decay",
-    "warmup_steps", "bf16", "fp16",
-)  # fmt: skip
-
-
-def _settings(args: Any) -> dict[str, Any]:
-    """The settings that tell how a training goes; the configuration also has paths, and tokens of hubs."""
-    found = {name: plain_scalar(getattr(args, name, None)) for name in _SETTINGS}
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def _is_finite(value: Any) -> bool:

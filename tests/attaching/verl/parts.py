@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import verl
 from hydra import compose, initialize_config_dir
 from verl.protocol import DataProto
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
-import verl
 from conformance_subjects import untied_model
 
 TOOLS = '''
@@ -69,7 +69,9 @@ class Answering(LLMServerClient):
         self.reads = tokenizer
         self.asked: list[list[int]] = []
 
-    async def generate(self, request_id: Any, *, prompt_ids: list[int], sampling_params: Any, **kwargs: Any) -> Any:
+    async def generate(
+        self, request_id: Any, *, prompt_ids: list[int], sampling_params: Any, **kwargs: Any
+    ) -> Any:
         """See `LLMServerClient`."""
         self.asked.append(list(prompt_ids))
         prompt = self.reads.decode(prompt_ids)
@@ -95,7 +97,9 @@ def objects(values: list[Any]) -> Any:
     return array
 
 
-def make_batch(loop: str, *, step: int = 5, validate: bool = False, sums: Any = ((1, 2), (1, 2), (30, 4))) -> Any:
+def make_batch(
+    loop: str, *, step: int = 5, validate: bool = False, sums: Any = ((1, 2), (1, 2), (30, 4))
+) -> Any:
     """A batch as verl's trainer makes it before a rollout: prompts, repeated."""
     return DataProto(
         non_tensor_batch={

@@ -16,7 +16,10 @@ from rollcast.train import to_verl
 
 from .parts import Answering, make_batch, make_config
 
-pytestmark = [pytest.mark.timeout(500), pytest.mark.filterwarnings("ignore")]  # verl and what it imports warn of much
+pytestmark = [
+    pytest.mark.timeout(500),
+    pytest.mark.filterwarnings("ignore"),
+]  # verl and what it imports warn of much
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +99,17 @@ async def test_turns_tools_rows_and_groups_are_seen(config):
     assert [start.data["index"] for start in starts] == [0, 1, 0]
     assert [start.data["reference"] for start in starts] == ["3", "3", "17"]
     calls = capture.of("tool_call_start")
-    assert [call.data["arguments"] for call in calls] == [{"a": 1, "b": 2}, {"a": 1, "b": 2}, {"a": 13, "b": 4}]
+    assert [call.data["arguments"] for call in calls] == [
+        {"a": 1, "b": 2},
+        {"a": 1, "b": 2},
+        {"a": 13, "b": 4},
+    ]
     seen = [(event.data["observation"], event.data["status"]) for event in capture.of("tool_observation")]
-    assert sorted(seen) == [("3", "success"), ("3", "success"), ("Error executing tool 'add': unlucky", "error")]
+    assert sorted(seen) == [
+        ("3", "success"),
+        ("3", "success"),
+        ("Error executing tool 'add': unlucky", "error"),
+    ]
     assert {end.data["finish_reason"] for end in capture.of("chain_end")} == {"answered"}
     assert {end.data["steps"] for end in capture.of("chain_end")} == {2}
 
@@ -111,7 +122,9 @@ def breaks(*args, **kwargs):
     raise BrokenError
 
 
-@pytest.mark.parametrize("name", ["begin", "turn_begins", "turn_ends", "tool_begins", "tool_ends", "reward", "end"])
+@pytest.mark.parametrize(
+    "name", ["begin", "turn_begins", "turn_ends", "tool_begins", "tool_ends", "reward", "end"]
+)
 async def test_a_fault_of_ours_does_not_reach_verl(config, monkeypatch, name):
     """The trainer's batch is the same."""
     expected = plain(await make_worker(config).generate_sequences(make_batch("tool_agent")))

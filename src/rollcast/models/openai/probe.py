@@ -8,6 +8,7 @@ out. Whether log-probabilities are of the distribution that was sampled from sho
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import msgspec
@@ -22,9 +23,12 @@ from rollcast.records.openai_piece import Piece
 
 __all__ = ["measured"]
 
+logger = logging.getLogger("rollcast.models.openai")
+
 _PROMPT = [1, 2, 3]  # every vocabulary has these ids
 _TOKENS = 4
 _AGAIN_S = 0.2
+_BREAKS = 2  # a connection that is used again may have been closed
 
 
 async def measured(client: Client, model: str | None, level: Level | None, wait_s: float) -> ServerFacts:
@@ -40,7 +44,8 @@ async def measured(client: Client, model: str | None, level: Level | None, wait_
         BackendError: the server cannot be reached, refuses the key, or does not speak OpenAI.
         InputError: it does not serve the model, or does not have the level.
     """
-    facts = _named(await _cards(client, wait_s), model, client.address.api)
+    cards = await _cards(client, model, wait_s)
+    facts = ServerFacts(model) if cards is None and model else _named(cards or [], model, client.address.api)
     if level == "text":
         return facts
     found = await _sampled(client, facts)
@@ -57,8 +62,8 @@ async def measured(client: Client, model: str | None, level: Level | None, wait_
     return facts
 
 
-async def _cards(client: Client, wait_s: float) -> list[dict[str, Any]]:
-    """What `/v1/models` lists."""
+async def _cards(client: Client, model: str | None, wait_s: float) -> list[dict[str, Any]] | None:
+    """What `/v1/models` lists; None if the server cannot tell, and the model is named."""
     loop = asyncio.get_running_loop()
     until = loop.time() + wait_s
     while True:
@@ -67,8 +72,14 @@ async def _cards(client: Client, wait_s: float) -> list[dict[str, Any]]:
             break
         except TroubleError as error:
             if loop.time() >= until:
+                if (
+                    error.answered and model is not None
+                ):  # `transformers serve` fails if there is no cache of the hub's
+                    return None
                 raise BackendError(str(error)) from error
             await asyncio.sleep(_AGAIN_S)
+    if listed is None and model is not None:
+        return None  # some services do not have the path
     cards = listed.get("data") if isinstance(listed, dict) else None
     if not isinstance(cards, list):
         raise BackendError(
@@ -105,7 +116,8 @@ async def _sampled(client: Client, facts: ServerFacts) -> Logprobs | None:
     sampling = Sampling(temperature=1.0, top_k=1, max_tokens=_TOKENS, seed=1)
     asked = msgspec.structs.replace(facts, logprobs="processed")  # what is refused is noted in both
     found: list[Piece] = []
-    for _ in range(ADAPTATIONS):
+    breaks = 0
+    for _ in range(ADAPTATIONS + _BREAKS):
         body = completion_body(asked, _PROMPT, sampling, _TOKENS, [])
         body.pop("stop_token_ids", None)
         try:
@@ -117,7 +129,13 @@ async def _sampled(client: Client, facts: ServerFacts) -> Logprobs | None:
             elif adapted(asked, body, str(error)) is None:
                 return None
         except TroubleError as error:
-            raise BackendError(str(error)) from error
+            breaks += 1
+            if breaks > _BREAKS:
+                if not error.answered:
+                    raise BackendError(str(error)) from error
+                logger.warning("%s: the server fails if it gets token ids, so its chat route is used", error)
+                return None
+            await asyncio.sleep(error.wait_s(breaks))
         except NoSuchPathError:
             return None
     ids = [token for piece in found for token in piece.token_ids or ()]

@@ -31,11 +31,13 @@ class TroubleError(BackendError):
     Args:
         reason: what happened, as a sentence.
         after_s: how long the server asks to wait; None if it does not.
+        answered: whether there was an answer, whose status says that the server failed.
     """
 
-    def __init__(self, reason: str, after_s: float | None = None) -> None:
+    def __init__(self, reason: str, after_s: float | None = None, *, answered: bool = False) -> None:
         super().__init__(reason)
         self.after_s = after_s
+        self.answered = answered
 
     def wait_s(self, failures: int) -> float:
         """How long to wait after so many failures in a row: twice as long each time, and not all chains at once."""
@@ -65,7 +67,8 @@ def error_of(status: int, body: bytes, headers: Mapping[str, str], where: str) -
     tail = f": {said}" if said else ""
     if status in _AGAIN or status >= 500:
         what = "asks to wait" if status == 429 else "failed"
-        return TroubleError(f"the server {what} ({status} from {where}){tail}", _after(headers))
+        said = f"the server {what} ({status} from {where}){tail}"
+        return TroubleError(said, _after(headers), answered=True)
     if status in {401, 403}:
         return BackendError(
             f"the server refuses the API key ({status} from {where}){tail}; set OPENAI_API_KEY, or give api_key"

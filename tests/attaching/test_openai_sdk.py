@@ -1,0 +1,628 @@
+"""Attached clients of the openai package: what is seen of their calls, and that nothing else about them changes."""
+
+import asyncio
+import functools
+import gc
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import openai
+import pytest
+
+import rollcast
+from attaching.defects import DEFECTS, also
+from rollcast import InputError
+from rollcast.attaching import openai_calls, openai_sdk
+from rollcast.records import StreamEventType
+from rollcast.stream import conversations, inside_chain
+from rollcast.testing import OpenAIServer
+from rollcast.testing.openai_server import ServedAnswer, ServedCall
+
+ASK = [{"role": "user", "content": "What is 2 + 2?"}]
+LOOK = ServedAnswer(
+    text="I look.", reasoning="Let me see.", calls=[ServedCall("search", '{"query": "2 + 2"}', id="call_abcdefgh")],
+    finish_reason="tool_calls",
+)  # fmt: skip
+
+
+@pytest.fixture
+def serve():
+    """Starts servers that stop with the test."""
+    servers = []
+
+    def start(script="It is 4.", **options):
+        servers.append(OpenAIServer(script, **options).__enter__())
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.__exit__(None, None, None)
+
+
+def client_of(server, kind=openai.OpenAI, **options):
+    return kind(base_url=f"{server.url}/v1", api_key="k", **{"max_retries": 0, **options})
+
+
+@pytest.fixture
+def attach(seen):
+    return functools.partial(rollcast.attach, manager=seen.manager_of_it, record=None)
+
+
+@pytest.fixture
+def client(serve, attach):
+    """Makes attached clients of a server with this script."""
+    with suppress_all() as made:
+
+        def make(script="It is 4.", **options):
+            client = client_of(serve(script), **options)
+            made.append(client)
+            attach(client)
+            return client
+
+        yield make
+
+
+class suppress_all(list):  # noqa: N801  (a context manager)
+    """Closes what was put into it."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for client in self:
+            client.close()
+
+
+def chat(client, messages=ASK, **options):
+    return client.chat.completions.create(model="scripted", messages=messages, **options)
+
+
+def generations(seen):
+    """Text, reasoning, finish reason and counts of each generation."""
+    return [
+        tuple(e.data.get(name) for name in ("content", "reasoning", "finish_reason", "completion_tokens"))
+        for e in seen.settle().of("llm_generation_end")
+    ]
+
+
+# -- what is seen --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_conversation_is_a_chain(client, seen, stream):
+    """Text, reasoning, tool calls, their results and the engine's counts are seen, streamed or not, and nothing is glued together."""
+    client = client([LOOK, "It is 4."])
+    said = {"role": "assistant", "content": "I look.", "tool_calls": [
+        {"id": "call_abcdefgh", "type": "function", "function": {"name": "search", "arguments": '{"query": "2 + 2"}'}}
+    ]}  # fmt: skip
+    result = {"role": "tool", "tool_call_id": "call_abcdefgh", "content": "4"}
+    for messages in (ASK, [*ASK, said, result]):
+        answer = chat(client, messages, stream=stream)
+        if stream:
+            list(answer)
+    found = generations(seen)
+    assert [each[:3] for each in found] == [
+        ("I look.", "Let me see.", "tool_call"),
+        ("It is 4.", None, "stop"),
+    ]
+    assert stream or [each[3] for each in found] == [
+        9,
+        3,
+    ]  # the usage of the answers; a stream has none unless it is asked for
+    (start,) = seen.starts()
+    assert start["messages"] == ASK
+    assert [(e.data["arguments"]) for e in seen.of("tool_call_start")] == [{"query": "2 + 2"}]
+    assert [(e.data["observation"], e.data["status"]) for e in seen.of("tool_observation")] == [
+        ("4", "success")
+    ]
+    assert [e.data["content"] for e in seen.of("llm_generation_end")] == ["I look.", "It is 4."]
+    assert {e.data["model"] for e in seen.of("llm_generation_start")} == {"scripted"}
+
+
+def test_a_stream_is_seen_while_it_arrives(serve, attach, seen):
+    """Each token is an event before the next one is sent."""
+    server = serve(ServedAnswer(text=["It", " is"], stall_at=2))
+    with client_of(server) as client:
+        attach(client)
+        stream = chat(client, stream=True)
+        next(stream), next(stream)
+        assert [e.data["content"] for e in seen.settle().of("llm_generation_chunk")] == ["It"]
+        server.resume()
+        list(stream)
+    assert [e.data["content"] for e in seen.settle().of("llm_generation_chunk")] == ["It", " is"]
+
+
+WAYS = {
+    "create": lambda c: chat(c).choices[0].message.content,
+    "stream": lambda c: "".join(x.choices[0].delta.content or "" for x in chat(c, stream=True) if x.choices),
+    "parse": lambda c: c.chat.completions.parse(model="scripted", messages=ASK).choices[0].message.content,
+    "raw": lambda c: c.chat.completions.with_raw_response.create(model="scripted", messages=ASK).parse().choices[0].message.content,
+    "raw stream": lambda c: "".join(
+        x.choices[0].delta.content or ""
+        for x in c.chat.completions.with_raw_response.create(model="scripted", messages=ASK, stream=True).parse()
+        if x.choices
+    ),
+    "completions": lambda c: c.completions.create(model="scripted", prompt="2 + 2 =").choices[0].text,
+    "completions stream": lambda c: "".join(
+        x.choices[0].text for x in c.completions.create(model="scripted", prompt="2 + 2 =", stream=True) if x.choices
+    ),
+    "with_options": lambda c: chat(c.with_options(timeout=30)).choices[0].message.content,
+    "copy of a copy": lambda c: chat(c.copy().with_options(timeout=30)).choices[0].message.content,
+}  # fmt: skip
+
+
+def streaming_response(client):
+    with client.chat.completions.with_streaming_response.create(model="scripted", messages=ASK) as response:
+        return response.parse().choices[0].message.content
+
+
+def streaming_lines(client):
+    with client.chat.completions.with_streaming_response.create(
+        model="scripted", messages=ASK, stream=True
+    ) as response:
+        return "It is 4." if "[DONE]" in "".join(response.iter_lines()) else ""
+
+
+def stream_helper(client):
+    with client.chat.completions.stream(model="scripted", messages=ASK) as stream:
+        return stream.get_final_completion().choices[0].message.content
+
+
+WAYS |= {
+    "with_streaming_response": streaming_response,
+    "lines": streaming_lines,
+    "stream helper": stream_helper,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_ask_is_seen(client, seen, way):
+    """However the SDK is asked for text, the answer is one generation."""
+    assert WAYS[way](client()) == "It is 4."
+    assert [(text, reason) for text, _, reason, _ in generations(seen)] == [("It is 4.", "stop")]
+
+
+async def test_an_async_client_is_seen(attach, seen):
+    """All of its ways are; many calls at once are chains apart."""
+    async with OpenAIServer("It is 4.") as server, client_of(server, openai.AsyncOpenAI) as client:
+        attach(client)
+        await asyncio.gather(*(chat(client) for _ in range(20)))
+        async for _ in await chat(client, stream=True):
+            pass
+        async with client.chat.completions.stream(model="scripted", messages=ASK) as stream:
+            await stream.get_final_completion()
+        async with client.chat.completions.with_streaming_response.create(
+            model="scripted", messages=ASK
+        ) as response:
+            await response.parse()
+        await client.chat.completions.with_raw_response.create(model="scripted", messages=ASK)
+        await client.completions.create(model="scripted", prompt="2 + 2 =")
+        await asyncio.to_thread(seen.settle)
+    assert [(text, reason) for text, _, reason, _ in await asyncio.to_thread(generations, seen)] == [
+        ("It is 4.", "stop")
+    ] * 25
+    assert len(seen.starts()) == 25
+
+
+def test_threads_share_a_client(client, seen):
+    """Calls of several threads are chains apart."""
+    client = client()
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(lambda _: WAYS["stream"](client), range(40)))
+    assert texts == ["It is 4."] * 40
+    assert [text for text, *_ in generations(seen)] == texts
+    assert len(seen.starts()) == 40
+
+
+class AzureServer(OpenAIServer):
+    """The same server under the paths of Azure."""
+
+    async def _answer(self, request):
+        path = request.path_qs.replace("/openai/deployments/scripted", "/v1")
+        return await super()._answer(request.clone(rel_url=path))
+
+
+@pytest.mark.parametrize("kind", [openai.AzureOpenAI, openai.AsyncAzureOpenAI])
+async def test_a_client_of_azure_is_seen(attach, seen, kind):
+    """Its paths have the deployment in them."""
+    async with AzureServer("It is 4.") as server:
+        client = kind(azure_endpoint=server.url, api_key="k", api_version="2024-06-01", max_retries=0)
+        attach(client)
+        if kind is openai.AzureOpenAI:
+            await asyncio.to_thread(chat, client)
+            client.close()
+        else:
+            await chat(client)
+            await client.close()
+    assert [text for text, *_ in await asyncio.to_thread(generations, seen)] == ["It is 4."]
+
+
+def test_several_answers_are_several_chains(serve, attach, seen):
+    """With `n` each choice is a chain of the same group."""
+    chunks = [{"choices": [{"index": i, "delta": {"content": t}}]} for i, t in ((0, "4"), (1, "5"), (0, "."))]
+    ends = [{"choices": [{"index": i, "delta": {}, "finish_reason": "stop"}]} for i in (0, 1)]
+    with client_of(serve(ServedAnswer(chunks=[*chunks, *ends]))) as client:
+        attach(client)
+        list(chat(client, stream=True, n=2))
+    assert [text for text, *_ in generations(seen)] == ["5", "4."]
+    assert len({event.group_id for event in seen.of("chain_start")}) == 1
+
+
+# -- what goes wrong -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "shown"),
+    [
+        (ServedAnswer(status=429), openai.RateLimitError, "429"),
+        (ServedAnswer(status=500), openai.InternalServerError, "500"),
+        (ServedAnswer(error_at=1), openai.APIError, ""),
+        (ServedAnswer(cut_at=150), Exception, ""),
+    ],
+)
+def test_a_failure_is_seen_and_goes_on(client, seen, answer, error, shown):
+    """The user gets the SDK's exception, and the chain shows what happened."""
+    with pytest.raises(error):
+        list(chat(client(answer), stream=True))
+    (end,) = seen.settle().of("llm_generation_end")
+    (said,) = seen.of("error")
+    assert (end.data["finish_reason"], said.data["where"]) == ("error", "backend")
+    assert shown in said.data["error"]
+    assert said.data["error"]
+
+
+def test_an_engine_that_is_not_there_is_seen(attach, seen):
+    """A connection that fails is an error of the chain."""
+    with (
+        client_of(OpenAIServer().__class__(), max_retries=0)
+        if False
+        else openai.OpenAI(base_url="http://127.0.0.1:9/v1", api_key="k", max_retries=0) as client
+    ):
+        attach(client)
+        with pytest.raises(openai.APIConnectionError):
+            chat(client)
+    (said,) = seen.settle().of("error")
+    assert said.data["error_type"] == "APIConnectionError"
+
+
+def test_each_attempt_is_a_generation(client, seen):
+    """If the SDK tries again, the chain shows the attempt that failed, and then the answer."""
+    client = client([ServedAnswer(status=500, headers={"Retry-After-Ms": "1"}), "It is 4."], max_retries=1)
+    assert chat(client).choices[0].message.content == "It is 4."
+    assert [(text, reason) for text, _, reason, _ in generations(seen)] == [
+        ("", "error"),
+        ("It is 4.", "stop"),
+    ]
+    assert len(seen.starts()) == 1
+
+
+@pytest.mark.parametrize("how", ["closed", "left", "block"])
+def test_a_stream_that_is_left_half_read_is_cancelled(client, seen, how):
+    """Whether it is closed or forgotten, the generation ends as `cancelled`."""
+    stream = chat(client("one two three four"), stream=True)
+    next(stream), next(stream)
+    if how == "closed":
+        stream.close()
+    elif how == "left":
+        del stream
+        gc.collect()
+    else:
+        with stream:
+            pass
+    (generation,) = generations(seen)
+    assert generation[2] == "cancelled"
+
+
+async def test_a_cancelled_task_cancels_its_generation(attach, seen):
+    """A call that streams is cancelled with its task, and the cancellation goes on."""
+    stalls = ServedAnswer(text=["a", "b"], stall_at=1)
+    async with OpenAIServer(stalls) as server, client_of(server, openai.AsyncOpenAI) as client:
+        attach(client)
+        reached = asyncio.Event()
+
+        async def read():
+            async for _ in await chat(client, stream=True):
+                reached.set()
+
+        task = asyncio.create_task(read())
+        await reached.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert [g[2] for g in await asyncio.to_thread(generations, seen)] == ["cancelled"]
+
+
+def test_a_timeout_is_seen(client, seen):
+    """A stream that stalls ends with the SDK's timeout, in the chain too."""
+    client = client(ServedAnswer(text=["a", "b"], stall_at=1), timeout=0.5)
+    with pytest.raises(Exception, match=r"(?i)timed? ?out"):
+        list(chat(client, stream=True))
+    assert [g[2] for g in generations(seen)] == ["error"]
+
+
+def test_other_calls_are_left_alone(client, seen):
+    """Models and embeddings are no chains."""
+    client = client()
+    assert client.models.list().data[0].id == "scripted"
+    with pytest.raises(openai.APIStatusError):
+        client.embeddings.create(model="scripted", input="x")
+    assert not seen.settle().events
+
+
+@pytest.mark.parametrize("goes_on", ["reward", "tool", "generation", "ends"])
+def test_a_stream_that_is_left_does_not_hinder_the_chain(client, seen, goes_on):
+    """After half an answer the loop does what it would do without the attachment, at once."""
+    client = client("one two three four")
+    with seen.manager_of_it.run() as run, run.chain(ASK) as chain:
+        for _ in chat(client, stream=True):
+            break
+        if goes_on == "reward":
+            chain.reward(1.0)
+        elif goes_on == "tool":
+            with chain.tool_call("search", {}) as call:
+                call.observation("4")
+        elif goes_on == "generation":
+            chat(client)
+    assert chain.trajectory.turns[0].finish_reason == "cancelled"
+    seen.settle().check()
+
+
+# -- inside a chain of the user's ----------------------------------------------------------------------------------------
+
+
+def loop(client, run, *, reports=True, stream=False):
+    """An agent's loop, which reports its tool calls or leaves them to the attachment."""
+    messages = list(ASK)
+    with run.chain(messages) as chain:
+        while True:
+            answer = chat(client, messages, stream=stream)
+            if stream:
+                list(answer)
+                said = LOOK if len(messages) == 1 else "done"
+                calls = said.calls if isinstance(said, ServedAnswer) else ()
+                calls = [(call.id, call.name, call.arguments) for call in calls]
+            else:
+                calls = [
+                    (c.id, c.function.name, c.function.arguments)
+                    for c in answer.choices[0].message.tool_calls or ()
+                ]
+            messages.append({"role": "assistant", "content": "I look.", "tool_calls": [
+                {"id": i, "type": "function", "function": {"name": n, "arguments": a}} for i, n, a in calls
+            ]})  # fmt: skip
+            if not calls:
+                break
+            for call_id, name, arguments in calls:
+                if reports:
+                    with chain.tool_call(name, arguments, call_id) as call:
+                        call.observation("4")
+                messages.append({"role": "tool", "tool_call_id": call_id, "content": "4"})
+        chain.reward(1.0)
+    return chain.trajectory
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("reports", [False, True])
+def test_calls_inside_a_chain_are_that_chain_s(client, seen, reports, stream):
+    """The generations are the chain's own, in order, and each tool call is there once, whoever reports it."""
+    client = client([LOOK, "It is 4."])
+    with seen.manager_of_it.run() as run:
+        t = loop(client, run, reports=reports, stream=stream)
+    assert [(turn.text, turn.reasoning) for turn in t.turns] == [("I look.", "Let me see."), ("It is 4.", "")]
+    assert [(r.call.tool_name, r.observation) for r in t.tool_calls] == [("search", "4")]
+    assert (t.reward, t.final_response) == (1.0, "It is 4.")
+    seen.settle().check()
+    assert len(seen.starts()) == 1
+
+
+def test_a_loop_that_opens_its_own_generation_keeps_it(client, seen):
+    """If the user's code reports the generation, the attachment does not."""
+    client = client()
+    with seen.manager_of_it.run() as run, run.chain(ASK) as chain, chain.generation() as generation:
+        generation.chunk(chat(client).choices[0].message.content)
+    assert [turn.text for turn in chain.trajectory.turns] == ["It is 4."]
+
+
+def test_a_chain_without_a_prompt_shows_that_of_its_first_call(client, seen):
+    """What is asked later is shown as well, unless the loop has said it."""
+    client = client()
+    with seen.manager_of_it.run() as run, run.chain() as chain:
+        chat(client)
+        more = {"role": "user", "content": "And 3 + 3?"}
+        chat(client, [*ASK, {"role": "assistant", "content": "It is 4."}, more])
+        last = {"role": "user", "content": "And 4 + 4?"}
+        chain.message(last, from_outside=True)
+        chat(client, [*ASK, {"role": "assistant", "content": "It is 4."}, more, last])
+    assert [e.data["content"] for e in seen.settle().of("message")] == [
+        ASK[0]["content"],
+        "And 3 + 3?",
+        "And 4 + 4?",
+    ]
+
+
+async def test_calls_that_overlap_inside_a_chain_are_its_children(attach, seen):
+    """A chain that asks twice at once, or from within a tool, has chains beside it."""
+    async with OpenAIServer("It is 4.") as server, client_of(server, openai.AsyncOpenAI) as client:
+        attach(client)
+        async with seen.manager_of_it.run() as run:
+            with run.chain(ASK) as chain:
+                await asyncio.gather(chat(client), chat(client, [{"role": "user", "content": "Summarise."}]))
+                with chain.tool_call("ask", {}) as call:
+                    call.observation((await chat(client)).choices[0].message.content)
+    starts = seen.of("chain_start")
+    assert [start.data.get("parent_chain_id") for start in starts] == [None, "chain_0", "chain_0"]
+    assert {end[0] for end in seen.ends()} == {"answered"}
+
+
+def test_a_call_after_the_reward_is_only_not_shown(client, seen):
+    """It goes on unwatched, and the chain stays as it is."""
+    client = client()
+    with seen.manager_of_it.run() as run, run.chain(ASK) as chain:
+        chain.reward(1.0)
+        assert chat(client).choices[0].message.content == "It is 4."
+    assert chain.trajectory.turns == []
+    assert chat(client).choices[0].message.content == "It is 4."
+    assert len(generations(seen)) == 1
+
+
+def test_calls_inside_an_attached_function_are_its_chain_s(client, attach, seen):
+    """A function that is attached too has the calls that it makes."""
+    client = client()
+
+    @attach
+    def answer(question):
+        return chat(client, [{"role": "user", "content": question}]).choices[0].message.content
+
+    assert answer("2 + 2?") == "It is 4."
+    seen.settle()
+    assert len(seen.starts()) == 1
+    assert seen.ends() == [("answered", "It is 4.")]
+    assert len(seen.of("llm_generation_end")) == 1
+
+
+# -- the client stays as it was ------------------------------------------------------------------------------------------
+
+
+def used(client):
+    """What a program sees of a client: values, types and exceptions, to the byte."""
+    results = [way(client) for way in WAYS.values()]
+    answer = chat(client)
+    results += [type(answer), answer.to_json(), type(chat(client, stream=True)).__mro__]
+    results += [[chunk.to_json() for chunk in chat(client, stream=True)]]
+    with client.chat.completions.with_streaming_response.create(
+        model="scripted", messages=ASK, stream=True
+    ) as response:
+        results += [type(response), response.status_code, b"".join(response.iter_bytes())]
+    raw = client.chat.completions.with_raw_response.create(model="scripted", messages=ASK)
+    results += [type(raw), raw.http_response.content, pickle.loads(pickle.dumps(raw.http_response)).content]
+    stream = chat(client, stream=True)
+    for _ in stream:
+        break
+    stream.close()
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="nobody", messages=ASK)
+    results += [str(refused.value), refused.value.body, type(client)]
+    return results
+
+
+async def used_async(client):
+    results = [
+        (await chat(client)).to_json(),
+        [chunk.to_json() async for chunk in await chat(client, stream=True)],
+    ]
+    results += await asyncio.gather(
+        *(client.completions.create(model="scripted", prompt="x") for _ in range(3))
+    )
+    async with client.chat.completions.stream(model="scripted", messages=ASK) as stream:
+        results.append((await stream.get_final_completion()).to_json())
+    return results
+
+
+def inside(client, manager):
+    """The same inside a chain of the user's own."""
+    with manager.run() as run, run.chain(ASK):
+        return used(client)
+
+
+def test_results_are_equal_to_the_byte(serve, attach, seen):
+    """Values, types, bodies and exceptions are those of a client that is not attached."""
+    server = serve()
+    with client_of(server) as client:
+        expected = used(client)
+        handle = attach(client)
+        assert used(client) == expected
+        assert inside(client, seen.manager_of_it) == expected
+        handle.detach()
+        assert used(client) == expected
+        assert not set(vars(client)) & set(openai_sdk._HOOKED)
+
+
+OURS = [
+    *DEFECTS,
+    *also(openai_calls, "request_of", "pieces_of", "whole_answer_pieces", "Conversations"),
+    *also(openai_calls.SdkCalls, "call", "begin", ways=("raises", "returns a wrong type")),
+    *also(openai_calls.SdkCall, "sent", "got", ways=("raises",)),
+    *also(conversations.Conversations, "begin", "ended"),
+    *also(openai_sdk, "kind_of", ways=("raises",)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("defect", OURS, ids=str)
+def test_a_fault_of_ours_changes_no_result(defect, serve, attach):
+    """Whatever of ours raises, hangs or returns something wrong, the client gives what it gives."""
+    with client_of(serve([LOOK, "It is 4."])) as client, client_of(serve([LOOK, "It is 4."])) as watched:
+        expected = [chat(client).to_json(), *used(client)]
+        with defect.injected():
+            handle = attach(watched)
+            assert [chat(watched).to_json(), *used(watched)] == expected
+            handle.detach(0.2)
+
+
+INSIDE = also(
+    inside_chain.InsideChain, "begin", "ended", "_hear", ways=("raises", "returns a wrong type")
+) + also(
+    openai_calls, "pieces_of", "whole_answer_pieces", "InsideChain", ways=("raises", "returns a wrong type")
+)
+
+
+@pytest.mark.parametrize("defect", INSIDE, ids=str)
+def test_a_fault_of_ours_inside_a_chain_changes_no_result(defect, serve, attach, seen):
+    """Where the host's own thread writes, a fault switches the attachment off, and the call goes on."""
+    with client_of(serve()) as client:
+        expected = used(client)
+        with defect.injected():
+            handle = attach(client)
+            assert inside(client, seen.manager_of_it) == expected
+            handle.detach(0.2)
+
+
+async def test_a_fault_of_ours_changes_no_async_result(attach):
+    """An async client gives what it gives."""
+    async with OpenAIServer("It is 4.") as server, client_of(server, openai.AsyncOpenAI) as client:
+        expected = await used_async(client)
+        for defect in also(openai_calls, "request_of", "pieces_of", ways=("raises", "hangs")):
+            with defect.injected():
+                handle = attach(client)
+                assert await used_async(client) == expected
+                await asyncio.to_thread(handle.detach, 0.2)
+
+
+def test_detaching_in_the_middle_closes_what_is_open(client, attach, seen):
+    """The stream goes on, and the chain ends with `unknown`, or `cancelled` if it was generating."""
+    client = client("one two three")
+    handle = rollcast.attach(client, manager=seen.manager_of_it)
+    stream = chat(client, stream=True)
+    next(stream)
+    copy = client.copy()
+    handle.detach()
+    assert len(list(stream)) > 2
+    seen.manager_of_it.drain_sync(30)
+    assert [end[0] for end in seen.ends()] == ["cancelled"]
+    assert not set(vars(copy)) & set(openai_sdk._HOOKED)
+    seen.check()
+
+
+def test_an_unwatched_client_makes_no_events_of_tokens(serve, attach):
+    """Nobody watches: the turns are kept, and no chunk becomes an event."""
+    with client_of(serve()) as client:
+        handle = rollcast.attach(client, record=None)
+        list(chat(client, stream=True))
+        assert handle.watch.flush(30)
+        assert not handle.streaming_manager.totals().emitted.get(StreamEventType.LLM_GENERATION_CHUNK, 0)
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "sentence"),
+    [
+        (openai.OpenAI, {}, "attach.openai got the class OpenAI; expected a client"),
+        (object(), {}, "attach.openai got object; expected a client"),
+        (None, {"speed": 1}, "attach.openai got the option 'speed'"),
+        (None, {"idle_s": 0}, "attach.openai got idle_s=0; expected seconds, or None"),
+    ],
+)
+def test_what_cannot_be_attached_is_refused(x, options, sentence):
+    """In one sentence, before anything is hooked."""
+    with openai.OpenAI(base_url="http://127.0.0.1:9", api_key="k") as client, suppress(AttributeError):
+        with pytest.raises(InputError, match=sentence.replace("(", r"\(")):
+            rollcast.attach.openai(client if x is None else x, **options)
+        assert "request" not in vars(client)

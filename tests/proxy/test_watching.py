@@ -1,0 +1,379 @@
+"""Who is watched gets what the engine would have given."""
+
+import asyncio
+import json
+import logging
+
+import pytest
+
+from rollcast import EventFilter
+from rollcast.proxy.rewriting import EngineTraits
+from rollcast.testing import OpenAIServer
+from rollcast.testing.observers import EventCapture
+from rollcast.testing.openai_server import ServedAnswer, ServedCall
+
+QUESTION = [{"role": "user", "content": "What is 2 + 2?"}]
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+
+
+def chat(server, **fields):
+    return {"model": server.model, "messages": QUESTION, **fields}
+
+
+def completion(server, **fields):
+    return {"model": server.model, "prompt": [1, 2, 3], **fields}
+
+
+ANSWERS = {
+    "text": ServedAnswer('Four, äöü 🦊 \x00 " \\ done.'),
+    "empty": ServedAnswer([""], token_ids=[[7]], logprobs=[[-0.5]]),
+    "reasoning": ServedAnswer("Four.", reasoning="Two and two."),
+    "calls": ServedAnswer("", calls=[ServedCall("add", '{"a": 2, "b": "ü\\n"}', "call_abcdefgh")], finish_reason="tool_calls"),
+    "call without index": ServedAnswer("So:", calls=[ServedCall("add", "{}", "call_abcdefgh", None)], finish_reason="tool_calls"),
+    "length": ServedAnswer("Four and", finish_reason="length"),
+    "several a chunk": ServedAnswer(["Fo", "ur."], token_ids=[[1, 2], [3]], logprobs=[[-0.25, -1e-7], [-9999.0]]),
+    "abort": ServedAnswer("Fo", finish_reason="abort"),
+    "version": ServedAnswer("Four.", weight_version=12),
+    "split": ServedAnswer("Fünf 🦊.", split=1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "sglang", "text", "hosted"])
+@pytest.mark.parametrize("name", ANSWERS)
+async def test_the_caller_gets_the_same_bytes(stage, name, dialect):
+    """Status, headers and body are those of the engine, for calls that stream and calls that do not, and whatever they ask for."""
+    async with OpenAIServer(ANSWERS[name], dialect=dialect) as server:
+        with_logprobs = name != "reasoning"  # the server has none for it
+        proxy = await stage.watch(server.url, traits=EngineTraits(logprobs=with_logprobs))
+        for fields in ({}, {"stream": True}, {}, {"logprobs": True, "top_logprobs": 0}, {"return_token_ids": True}, {"max_tokens": 64, "stream": True}, {}):  # fmt: skip
+            for make, path in ((chat, "/v1/chat/completions"), (completion, "/v1/completions")):
+                if (path == "/v1/completions" and dialect == "text") or (
+                    "logprobs" in fields and not with_logprobs
+                ):
+                    continue
+                if (
+                    make is chat and name == "empty"
+                ):  # the server writes null for an empty text, as vLLM does not
+                    continue
+                asked = (
+                    make(server, **fields)
+                    if make is chat or "top_logprobs" not in fields
+                    else make(server, logprobs=0)
+                )
+                assert await stage.post(proxy.url, asked, path) == await stage.post(server.url, asked, path)
+        assert stage.watching.counts.faults == 0
+        assert stage.watching.counts.turned > 0 or name == "empty"
+        await stage.end()
+
+
+async def test_tokens_are_seen_while_the_caller_waits(stage, until):
+    """A call that does not stream is shown token by token, with ids and log-probabilities, before its answer is whole."""
+    async with OpenAIServer(
+        [ServedAnswer("Four."), ServedAnswer("The answer is four.", stall_at=3)]
+    ) as server:
+        proxy = await stage.watch(server.url)
+        await stage.post(proxy.url, chat(server))
+        waiting = asyncio.create_task(stage.post(proxy.url, chat(server)))
+        await until(lambda: len(stage.events.of("llm_generation_chunk")) >= 3)
+        assert not waiting.done()
+        server.resume()
+        status, _, body = await waiting
+        assert (status, json.loads(body)["choices"][0]["message"]["content"]) == (200, "The answer is four.")
+        chunks = await stage.seen("llm_generation_chunk")
+        assert "".join(chunk.data["content"] for chunk in chunks[1:]) == "The answer is four."
+        assert all(len(chunk.data["token_ids"]) == len(chunk.data["logprobs"]) == 1 for chunk in chunks[1:])
+        await stage.end()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n": 2},
+        {"echo": True},
+        {"prompt_logprobs": 0},
+        {"best_of": 2},
+        {"use_beam_search": True},
+        {"max_tokens": 0},
+    ],
+)
+async def test_what_streams_lack_goes_untouched(stage, fields):
+    """A call that asks for what a stream does not have reaches the engine as it was written."""
+    async with OpenAIServer("Four.") as server:
+        proxy = await stage.watch(server.url)
+        for _ in range(2):
+            asked = json.dumps(completion(server, **fields), indent=1).encode()
+            await stage.post(proxy.url, asked, "/v1/completions", Content_Type="application/json")
+            assert server.generations[-1].body == asked
+        assert stage.watching.counts.turned == 0
+
+
+async def test_tools_are_parsed_by_the_same_code(stage):
+    """A chat call with tools that does not stream goes untouched, unless it is asked for: engines parse the calls of streams otherwise."""
+    async with OpenAIServer(ANSWERS["calls"]) as server:
+        proxy = await stage.watch(server.url)
+        for _ in range(2):
+            await stage.post(proxy.url, chat(server, tools=TOOLS))
+        assert stage.watching.counts.turned == 0
+        assert [event.data["tool_name"] for event in await stage.seen("tool_call_start")] == ["add", "add"]
+        await stage.end()
+
+
+async def test_tools_may_be_streamed(stage):
+    """With `tools`, they are made streams too."""
+    async with OpenAIServer(ANSWERS["calls"]) as server:
+        proxy = await stage.watch(server.url, traits=EngineTraits(tools=True))
+        for _ in range(2):
+            asked = chat(server, tools=TOOLS)
+            assert await stage.post(proxy.url, asked) == await stage.post(server.url, asked)
+        assert stage.watching.counts.turned == 1
+
+
+async def test_nobody_watches(stage):
+    """Without an observer no body is opened, and the engine gets the caller's bytes."""
+    async with OpenAIServer("Four.") as server:
+        proxy = await stage.watch(server.url)
+        stage.manager.remove_observer(stage.events)
+        for _ in range(2):
+            asked = json.dumps(chat(server), indent=1).encode()
+            await stage.post(proxy.url, asked, Content_Type="application/json")
+            assert server.generations[-1].body == asked
+        assert stage.watching.counts.watched == 0
+
+
+async def test_only_an_opened_chain_is_made_a_stream(stage):
+    """If a watcher wants the tokens of one chain, the calls of the others go through as they are."""
+    events = EventCapture()
+    events.filter = EventFilter(chains="mine") | EventFilter(types="chain_end")
+    async with OpenAIServer("Four.") as server:
+        proxy = await stage.watch(server.url, events)
+        for name in ("other", "mine", "other", "mine", "other"):
+            await stage.post(proxy.url, chat(server), f"/chains/{name}/v1/chat/completions")
+        assert [bool(request.json.get("stream")) for request in server.generations] == [
+            False,
+            True,
+            False,
+            True,
+            False,
+        ]
+        assert {request.path for request in server.generations} == {"/v1/chat/completions"}
+
+
+async def test_what_the_engine_does_not_give_is_said_once(stage, caplog):
+    """An engine without ids and log-probabilities is named in one line each."""
+    async with OpenAIServer("Four.", dialect="hosted") as server:
+        proxy = await stage.watch(server.url)
+        for _ in range(4):
+            await stage.post(proxy.url, chat(server))
+    said = [record.message for record in caplog.records if record.name == "rollcast.proxy"]
+    assert len([line for line in said if "no token ids" in line]) == 1
+    assert len([line for line in said if "no log-probabilities" in line]) == 1
+
+
+async def test_an_engine_that_refuses_a_field_is_asked_again(stage, caplog):
+    """If the engine refuses what was added, it gets the caller's own request, and the next ones ask for less."""
+    async with OpenAIServer("Four.", dialect="text") as server:
+        proxy = await stage.watch(server.url)
+        for _ in range(6):
+            assert await stage.post(proxy.url, chat(server)) == await stage.post(server.url, chat(server))
+        assert "refuses what the proxy adds" in caplog.text
+        assert "no token ids and no log-probabilities" in caplog.text
+        assert (
+            "no streams" in caplog.text
+        )  # it takes no stream_options, and an answer without its usage is not the same
+        assert stage.watching.counts.turned == 2
+        await stage.end()
+
+
+async def test_a_wrong_request_is_the_callers_own(stage, caplog):
+    """A request that the engine refuses anyway is answered by the engine, and nothing is learnt from it."""
+    async with OpenAIServer("Four.") as server:
+        proxy = await stage.watch(server.url)
+        await stage.post(proxy.url, chat(server))
+        wrong = chat(server) | {"model": "another"}
+        assert await stage.post(proxy.url, wrong) == await stage.post(server.url, wrong)
+        assert "refuses" not in caplog.text
+        (error,) = await stage.seen("error")
+        assert "does not exist" in error.data["error"]
+        await stage.end()
+
+
+@pytest.mark.parametrize("status", [401, 429, 500, 503])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_error_of_the_engine(stage, status, stream):
+    """An engine's error goes through as it is, with its headers."""
+    fails = ServedAnswer(
+        status=status, headers={"Retry-After": "7"}, body=b'{"error": {"message": "no", "code": 1}}'
+    )
+    async with OpenAIServer([ServedAnswer("Four."), fails]) as server:
+        proxy = await stage.watch(server.url)
+        await stage.post(proxy.url, chat(server))
+        for _ in range(2):
+            asked = chat(server, stream=stream)
+            got = await stage.post(proxy.url, asked)
+            assert got == await stage.post(server.url, asked)
+            assert "Retry-After" in got[1]
+        assert f"the engine answered {status}: no" in (await stage.seen("error"))[0].data["error"]
+        await stage.end()
+
+
+async def test_an_error_inside_a_stream(stage):
+    """A call that did not stream gets such an error with its status, as the engine would have answered."""
+    async with OpenAIServer([ServedAnswer("Four."), ServedAnswer("Four and more.", error_at=2)]) as server:
+        proxy = await stage.watch(server.url)
+        await stage.post(proxy.url, chat(server))
+        status, _, body = await stage.post(proxy.url, chat(server))
+        assert (status, json.loads(body)) == (500, {"error": {"message": "the engine died", "code": 500}})
+        streamed = chat(server, stream=True)
+        assert await stage.post(proxy.url, streamed) == await stage.post(server.url, streamed)
+        await stage.end()
+
+
+async def test_a_cut_anywhere(stage):
+    """If the engine breaks off, a caller that streams gets what came and no end, one that does not gets 502; both are seen as errors."""
+    whole = ServedAnswer("Four ä.")
+    async with OpenAIServer(whole) as server:
+        _, _, body = await stage.post(server.url, chat(server, stream=True))
+    cuts = [*range(1, len(body), 37), len(body) - 1]
+    script = [whole, *(ServedAnswer("Four ä.", cut_at=cut) for cut in cuts for _ in range(2))]
+    async with OpenAIServer(script) as server:
+        proxy = await stage.watch(server.url)
+        await stage.post(proxy.url, chat(server))
+        for cut in cuts:
+            status, _, got = await stage.post(proxy.url, chat(server, stream=True))
+            assert (status, got) == (200, None), cut
+            status, _, got = await stage.post(proxy.url, chat(server))
+            assert status in (200, 502), cut
+            if status == 200:  # the cut was after the end of the choice
+                assert json.loads(got)["choices"][0]["message"]["content"] == "Four ä."
+        assert stage.watching.counts.faults == 0
+        await stage.end()
+
+
+async def test_nonsense_in_a_stream_is_asked_again(stage):
+    """If a stream that the proxy asked for cannot be read, the engine is asked with the caller's own request."""
+    script = [ServedAnswer("Four."), ServedAnswer(chunks=[b"{nonsense"]), ServedAnswer("Five.")]
+    async with OpenAIServer(script) as server:
+        proxy = await stage.watch(server.url)
+        await stage.post(proxy.url, chat(server))
+        _, _, body = await stage.post(proxy.url, chat(server))
+        assert json.loads(body)["choices"][0]["message"]["content"] == "Five."
+        assert server.generations[-1].json == chat(server)
+        await stage.end()
+
+
+async def test_a_caller_that_leaves_cancels(stage, until):
+    """Whoever leaves before the answer is whole ends the engine's work, and is seen as cancelled."""
+    async with OpenAIServer([ServedAnswer("Four."), ServedAnswer("Four and more.", stall_at=2)]) as server:
+        proxy = await stage.watch(server.url)
+        await stage.post(proxy.url, chat(server))
+        for stream in (False, True):
+            call = asyncio.create_task(stage.post(proxy.url, chat(server, stream=stream)))
+            asked = len(server.generations)
+            await until(lambda asked=asked: len(server.generations) > asked)
+            await until(lambda: stage.events.of("llm_generation_chunk"))
+            call.cancel()
+            await until(lambda: server.generations[-1].state == "disconnected")
+        await until(lambda: stage.watching.counts.left == 2)
+        ends = await stage.seen("llm_generation_end")
+        assert [end.data["finish_reason"] for end in ends[1:]] == ["cancelled", "cancelled"]
+        await stage.end()
+
+
+async def test_whose_chain_it_is(stage):
+    """The path names a chain, a header a session, and otherwise the conversation tells which chain goes on."""
+    async with OpenAIServer("Four.") as server:
+        proxy = await stage.watch(server.url)
+        await stage.post(proxy.url, chat(server), "/chains/mine/v1/chat/completions")
+        for session in ("a", "b", "a"):
+            await stage.post(proxy.url, chat(server), X_Session_ID=session)
+        more = [
+            *QUESTION,
+            {"role": "assistant", "content": "Four."},
+            {"role": "user", "content": "And 3 + 3?"},
+        ]
+        await stage.post(proxy.url, chat(server) | {"messages": [{"role": "user", "content": "Hello"}]})
+        await stage.post(
+            proxy.url, chat(server) | {"messages": [{"role": "user", "content": "Hello"}, *more[1:]]}
+        )
+        starts = await stage.seen("chain_start")
+        assert len(starts) == 4
+        assert starts[0].chain_id == "mine"
+        generations = [event.chain_id for event in await stage.seen("llm_generation_start")]
+        assert [generations.count(start.chain_id) for start in starts] == [1, 2, 1, 2]
+        await stage.end()
+
+
+async def test_an_api_key_may_be_a_session(stage):
+    """With `Authorization` as the session's header every key is one, and no event has the key."""
+    async with OpenAIServer("Four.") as server:
+        proxy = await stage.watch(server.url, session_header="Authorization")
+        for key in ("secret-one", "secret-two", "secret-one"):
+            await stage.post(proxy.url, chat(server), Authorization=f"Bearer {key}")
+        assert len(await stage.seen("chain_start")) == 2
+        assert "secret" not in json.dumps([event.to_dict() for event in stage.events.events])
+        await stage.end()
+
+
+async def test_an_idle_chain_is_closed(stage, until):
+    """A chain of which nothing is heard ends, and nobody knows how."""
+    async with OpenAIServer("Four.") as server:
+        stage.manager.add_observer(stage.events)
+        from rollcast.proxy.counts import Counts
+        from rollcast.proxy.watching import Watching
+
+        stage.watching = Watching(stage.manager, Counts(), idle_s=0.05)
+        stage.proxy = await stage._proxies(server.url, stage.watching, idle_s=0.05)
+        await stage.post(stage.proxy.url, chat(server))
+        await until(lambda: stage.events.of("chain_end"))
+        assert stage.events.of("chain_end")[0].data["finish_reason"] == "unknown"
+        await stage.end()
+
+
+class Stuck(EventCapture):
+    """An observer that never comes back."""
+
+    async def on_event(self, event):
+        await asyncio.Event().wait()
+
+
+async def test_a_watcher_that_hangs_slows_nobody(stage):
+    """Callers get their answers while an observer takes nothing."""
+    stuck = Stuck()
+    async with OpenAIServer("Four.") as server:
+        proxy = await stage.watch(server.url, stuck)
+        stage.manager.drain_timeout = 0.05
+        for _ in range(20):
+            assert (await stage.post(proxy.url, chat(server)))[0] == 200
+        stage.manager.remove_observer(stuck)
+        await proxy.stop()
+
+
+async def test_more_than_is_read_is_copied(stage, monkeypatch):
+    """A request that is too large to be kept goes through unwatched."""
+    monkeypatch.setattr("rollcast.proxy.server.MOST_READ", 1000)
+    async with OpenAIServer("Four.") as server:
+        proxy = await stage.watch(server.url)
+        asked = chat(server) | {"messages": [{"role": "user", "content": "x" * 200_000}]}
+        assert await stage.post(proxy.url, asked) == await stage.post(server.url, asked)
+        assert stage.watching.counts.watched == 0
+
+
+async def test_many_watched_calls_at_once(stage, caplog):
+    """256 watched calls at once are each whole and the caller's own."""
+    caplog.set_level(logging.ERROR)
+
+    def answer(request):
+        return ServedAnswer(f"You said {request.json['messages'][0]['content']}.")
+
+    async with OpenAIServer(answer) as server:
+        proxy = await stage.watch(server.url)
+        await stage.post(proxy.url, chat(server))
+
+        async def one(i):
+            asked = chat(server) | {"messages": [{"role": "user", "content": f"number {i}"}]}
+            _, _, body = await stage.post(proxy.url, asked)
+            return json.loads(body)["choices"][0]["message"]["content"] == f"You said number {i}."
+
+        assert all(await asyncio.gather(*(one(i) for i in range(256))))
+        assert stage.watching.counts.turned == 256
+        await stage.end()
