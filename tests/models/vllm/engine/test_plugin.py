@@ -45,7 +45,9 @@ def run(script, **environment):
         [sys.executable, str(script)],
         env={
             **clean,
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[4] / "src"), clean.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join(
+                [str(Path(__file__).parents[4] / "src"), clean.get("PYTHONPATH", "")]
+            ),
             "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
             "VLLM_NO_USAGE_STATS": "1",
             **environment,
@@ -54,7 +56,9 @@ def run(script, **environment):
         text=True,
         check=False,
     )
-    (line,) = [line for line in program.stdout.splitlines() if line.startswith("RESULT ")] or [program.stderr[-4000:]]
+    (line,) = [line for line in program.stdout.splitlines() if line.startswith("RESULT ")] or [
+        program.stderr[-4000:]
+    ]
     assert program.returncode == 0, program.stderr[-4000:]
     assert "steps aside" not in program.stderr
     return json.loads(line.removeprefix("RESULT "))
@@ -93,7 +97,9 @@ async def test_an_engine_publishes_what_it_samples(script):
     chains = []
     for start in capture.of("chain_start"):
         chunks = capture.of("llm_generation_chunk", start.chain_id)
-        ids, logprobs = ([x for chunk in chunks for x in chunk.data[name]] for name in ("token_ids", "logprobs"))
+        ids, logprobs = (
+            [x for chunk in chunks for x in chunk.data[name]] for name in ("token_ids", "logprobs")
+        )
         chains.append([ids, "".join(chunk.data["content"] for chunk in chunks), logprobs])
     assert sorted(chains) == sorted(result)
     assert len(capture.of("run_start")) == 1
