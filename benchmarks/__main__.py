@@ -32,6 +32,7 @@ BENCHMARKS = {
     "fleet": "benchmarks.fleet",
     "recording": "benchmarks.recording",
     "archive": "benchmarks.archive",
+    "attach": "benchmarks.attach",
     "peers": "benchmarks.peers",
     "backends": "benchmarks.backends",
     "engine": "benchmarks.engine",
@@ -41,6 +42,7 @@ BENCHMARKS = {
     "proxy": "benchmarks.proxy",
 }
 PARTS = {
+    "attach": ("function", "openai", "langchain", "trl"),
     "page": ("paint", "delay", "wall", "long", "memory", "record", "cost"),
     "fleet": ("load", "unwatched", "watched", "viewers", "producer", "lifecycle", "many", "memory", "soak"),
 }

@@ -316,6 +316,15 @@ def test_show_draws_so_many_chains(capfd):
     assert "answer 2" not in out
 
 
+def test_show_of_more_chains_than_there_are_is_no_mistake(caplog, capfd):
+    """How many there will be is not known."""
+    shown = rollcast.attach(lambda x: x, show=8, record=None)
+    shown("1")
+    shown.detach()
+    assert "names chain_" not in caplog.text
+    assert "chain_0" in capfd.readouterr().out
+
+
 def test_serve_says_where(capfd):
     """The page is there until the process ends."""
     handle = rollcast.attach(lambda: 1, serve=0, record=None)

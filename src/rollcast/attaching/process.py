@@ -120,6 +120,9 @@ class Outlets:
         names = [f"chain_{number}" for number in range(count)]
         self._console = ConsoleStreamObserver(chain_filter=names)
         self.manager.add_observer(self._console)
+        delivery = self.manager.delivery_of(self._console)
+        if delivery is not None:
+            delivery.names_are_meant = False  # how many chains there will be is not known
 
     def _ask_for_server(self, serve: Any) -> None:
         if self._server is not None:

@@ -67,6 +67,7 @@ class Delivery(EventQueue):
         encodes: whether the reader takes an `EncodableChunk` as it is.
         pulled: whether the reader takes events at its own pace, and nothing waits for it.
         asked: what the reader has not asked yet, if it is one that asks (`asked.py`); None for any other.
+        names_are_meant: whether it is a mistake if the filter names chains that a run does not have.
         ended: whether nothing more will be put in.
         discarding: whether waiting items are dropped instead of handed over.
         hook_task: the task that calls the reader's hooks, or called them last.
@@ -92,6 +93,7 @@ class Delivery(EventQueue):
         self.on_wake: Callable[[], object] = lambda: None
         self.on_full: Callable[[Delivery, bool], object] = lambda _delivery, _full: None
         self.on_bad_filter: Callable[[BaseException], object] = self._bad_filter
+        self.names_are_meant = True
         self.tokens: Literal["wanted", "shared", "never"] = "wanted"
         self.encodes = False
         self.pulled = False

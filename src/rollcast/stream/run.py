@@ -276,7 +276,7 @@ class RunWriter:
     def _name_empty_filters(self) -> None:
         """Warn of filters that name chains or groups that this run did not have, mostly because of a misspelt id."""
         for delivery in self.fanout.deliveries if self.chains else ():
-            if delivery.born > self._began:
+            if delivery.born > self._began or not delivery.names_are_meant:
                 continue
             for wanted in delivery.filter.alternatives:
                 if not wanted.wants_gap(self.run_id, self.source):  # it wants nothing of this run
@@ -287,10 +287,10 @@ class RunWriter:
                 if missing:
                     more = f" and {len(missing) - MAX_NAMED:,} more" if len(missing) > MAX_NAMED else ""
                     logger.warning(
-                        "the filter of %s names %s, which this run did not have; it had %d chains, the last of them %s",
+                        "the filter of %s names %s, which this run did not have; it had %s, the last of them %s",
                         delivery.reader,
                         ", ".join(sorted(missing)[:MAX_NAMED]) + more,
-                        self.chains,
+                        "1 chain" if self.chains == 1 else f"{self.chains} chains",
                         self._last_chain,
                     )
 
