@@ -3,18 +3,21 @@
 import asyncio
 import functools
 import gc
+import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import openai
 import pytest
+from aiohttp import web
 
 import rollcast
 from attaching.defects import DEFECTS, also
 from rollcast import InputError
 from rollcast.attaching import openai_calls, openai_sdk
 from rollcast.records import StreamEventType
+from rollcast.records.openai_responses import pieces_of_event
 from rollcast.stream import conversations, inside_chain
 from rollcast.testing import OpenAIServer
 from rollcast.testing.openai_server import ServedAnswer, ServedCall
@@ -626,3 +629,141 @@ def test_what_cannot_be_attached_is_refused(x, options, sentence):
         with pytest.raises(InputError, match=sentence.replace("(", r"\(")):
             rollcast.attach.openai(client if x is None else x, **options)
         assert "request" not in vars(client)
+
+
+# -- the responses route -------------------------------------------------------------------------------------------------
+
+
+def text_item(text):
+    return {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [
+        {"type": "output_text", "text": text, "annotations": []}
+    ]}  # fmt: skip
+
+
+CALL_ITEM = {
+    "type": "function_call", "id": "fc_1", "call_id": "call_abcdefgh", "name": "search", "arguments": '{"query": "2 + 2"}',
+    "status": "completed",
+}  # fmt: skip
+THOUGHT_ITEM = {
+    "type": "reasoning",
+    "id": "rs_1",
+    "summary": [{"type": "summary_text", "text": "Let me see."}],
+}
+
+
+class ResponsesServer(OpenAIServer):
+    """Answers the responses route, in the shapes of `openai.types.responses`: first with a tool call, then with text."""
+
+    def response(self, **fields):
+        number = len(self.requests)
+        known = {"id": f"resp_{number}", "object": "response", "created_at": 0, "model": "scripted", "status": "completed",
+                 "parallel_tool_calls": True, "tool_choice": "auto", "tools": []}  # fmt: skip
+        usage = {"input_tokens": 7, "output_tokens": 5, "total_tokens": 12,
+                 "input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 2}}  # fmt: skip
+        return known | {"usage": usage, **fields}
+
+    async def _routed(self, request, received):
+        output = (
+            [THOUGHT_ITEM, text_item("I look."), CALL_ITEM]
+            if len(self.requests) % 2
+            else [text_item("It is 4.")]
+        )
+        response = self.response(output=output)
+        if not received.json.get("stream"):
+            return web.json_response(response)
+        events = [
+            {"type": "response.created", "response": response | {"output": [], "status": "in_progress"}}
+        ]
+        for at, item in enumerate(output):
+            events.append(
+                {"type": "response.output_item.added", "output_index": at, "item": item | {"arguments": ""}}
+            )
+            if item["type"] == "reasoning":
+                events += [
+                    {
+                        "type": "response.reasoning_summary_text.delta",
+                        "output_index": at,
+                        "delta": "Let me see.",
+                    }
+                ]
+            elif item["type"] == "message":
+                words = item["content"][0]["text"].split(" ")
+                texts = [words[0], *(f" {word}" for word in words[1:])]
+                events += [
+                    {"type": "response.output_text.delta", "output_index": at, "delta": text}
+                    for text in texts
+                ]
+            else:
+                halves = (item["arguments"][:6], item["arguments"][6:])
+                events += [
+                    {"type": "response.function_call_arguments.delta", "output_index": at, "delta": h}
+                    for h in halves
+                ]
+        events.append({"type": "response.completed", "response": response})
+        answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await answer.prepare(request)
+        for number, event in enumerate(events):
+            data = json.dumps({"sequence_number": number} | event)
+            await answer.write(f"event: {event['type']}\ndata: {data}\n\n".encode())
+        await answer.write_eof()
+        return answer
+
+
+def respond(client, stream, **options):
+    """One response, streamed or not; its id."""
+    answer = client.responses.create(model="scripted", stream=stream, **options)
+    if not stream:
+        return answer.id
+    return [event for event in answer if event.type == "response.completed"][-1].response.id
+
+
+@pytest.mark.parametrize("by_id", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_responses_are_seen(attach, seen, stream, by_id):
+    """Text, reasoning, calls and counts; the conversation goes on by the items of all turns, or by the id of the last response."""
+    result = {"type": "function_call_output", "call_id": "call_abcdefgh", "output": "4"}
+    ask = {"role": "user", "content": [{"type": "input_text", "text": "What is 2 + 2?"}]}
+    with ResponsesServer() as server, client_of(server) as client:
+        attach(client)
+        first = respond(client, stream, input=[ask], instructions="Be short.")
+        if by_id:
+            respond(client, stream, input=[result], previous_response_id=first, instructions="Be short.")
+        else:
+            items = [ask, THOUGHT_ITEM, text_item("I look."), CALL_ITEM, result]
+            respond(client, stream, input=items, instructions="Be short.")
+    assert generations(seen) == [("I look.", "Let me see.", "tool_call", 5), ("It is 4.", None, "stop", 5)]
+    (start,) = seen.starts()
+    assert [message["role"] for message in start["messages"]] == ["system", "user"]
+    assert [e.data["arguments"] for e in seen.of("tool_call_start")] == [{"query": "2 + 2"}]
+    assert [e.data["observation"] for e in seen.of("tool_observation")] == ["4"]
+    if stream:
+        assert [e.data["content"] for e in seen.of("llm_generation_chunk")] == [
+            "",
+            "I",
+            " look.",
+            "It",
+            " is",
+            " 4.",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("event", "shown"),
+    [
+        ({"type": "response.failed", "response": {"status": "failed", "error": {"message": "out of memory"}}}, ("error", None)),
+        ({"type": "error", "message": "out of memory"}, ("error", None)),
+        (
+            {"type": "response.incomplete", "response": {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}},
+            (None, "length"),
+        ),
+        ({"type": "response.refusal.delta", "delta": "No."}, (None, None)),
+        ({"type": "response.web_search_call.completed"}, None),
+    ],
+)  # fmt: skip
+def test_events_of_responses_are_read(event, shown):
+    """A failure is an error, a limit is `length`, and what says nothing is left out."""
+    pieces = pieces_of_event(event)
+    if shown is None:
+        assert pieces == []
+    else:
+        assert (pieces[0].error and "error", None if shown[0] else pieces[0].finish_reason) == shown

@@ -15,6 +15,7 @@ PLACES = [
     f"{WATCHING}.request_of",
     f"{WATCHING}.turned",
     f"{WATCHING}.pieces_of",
+    f"{WATCHING}.chunk_pieces",
     f"{WATCHING}.whole_answer_pieces",
     f"{WATCHING}.SseReader.feed",
     f"{WATCHING}.Answer.add",

@@ -10,6 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollcast import InputError
+from rollcast.records.openai_responses import (
+    id_of_response,
+    is_of_responses,
+    pieces_of_event,
+    pieces_of_response,
+    request_of_responses,
+)
 from rollcast.records.openai_wire import (
     Answer,
     BodyShape,
@@ -216,6 +223,61 @@ def test_no_chunk_and_no_request_raises(fields):
         answer.body()
 
 
+items = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(
+        [
+            "type",
+            "role",
+            "content",
+            "call_id",
+            "name",
+            "arguments",
+            "output",
+            "input",
+            "instructions",
+            "tools",
+            "status",
+            "error",
+            "usage",
+            "item",
+            "delta",
+            "id",
+        ],
+        junk,
+    )
+    | {
+        "type": st.sampled_from(
+            [
+                "message",
+                "function_call",
+                "function_call_output",
+                "reasoning",
+                "response.output_item.added",
+                "response.completed",
+                "error",
+            ]
+        ),
+        "role": st.sampled_from(["user", "assistant", None]),
+    },
+)
+
+
+@given(st.lists(items, max_size=4), items)
+def test_nothing_of_the_responses_route_raises(given, fields):
+    """Items, events and whole responses of whatever fields and types are read as far as they go."""
+    request = request_of_responses(fields | {"input": given})
+    assert all("role" in message for message in request.messages)
+    for each in (*given, fields):
+        for piece in (
+            *pieces_of_event(each),
+            *pieces_of_event({"response": each, **each}),
+            *pieces_of_response(each | {"output": given}),
+        ):
+            assert isinstance(piece.text, str)
+        assert id_of_response(each | {"response": each}) is None or is_of_responses(each) in (True, False)
+
+
 @given(st.binary(max_size=40))
 def test_bytes_that_are_no_chunk_are_an_error(data):
     """What is not a JSON object is a piece with an error."""
@@ -400,7 +462,7 @@ VLLM_WHOLE = {
         "logprobs": None, "finish_reason": "stop", "stop_reason": None, "token_ids": [5, 6, 7], "routed_experts": None,
     }],
     "service_tier": None, "system_fingerprint": None,
-    "usage": {"prompt_tokens": 3, "total_tokens": 6, "completion_tokens": 3, "prompt_tokens_details": None},
+    "usage": {"prompt_tokens": 3, "total_tokens": 6, "completion_tokens": 3, "prompt_tokens_details": None, "completion_tokens_details": None},
     "prompt_logprobs": None, "prompt_token_ids": [1, 2, 3], "prompt_text": None, "kv_transfer_params": None,
     "ec_transfer_params": None, "metrics": None,
 }  # fmt: skip

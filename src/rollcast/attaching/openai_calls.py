@@ -11,14 +11,25 @@ import asyncio
 import logging
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from contextlib import suppress
+from typing import Any, Literal
+
+import msgspec
 
 from rollcast.aio import why_left
 from rollcast.attaching.attachment import Attachment
 from rollcast.attaching.deferred import DeferredChain
 from rollcast.errors import InputError
 from rollcast.failures import class_name_of, text_of
+from rollcast.records.openai_responses import (
+    id_of_response,
+    is_of_responses,
+    pieces_of_event,
+    pieces_of_response,
+    request_of_responses,
+)
 from rollcast.records.openai_wire import (
     Piece,
     RequestKind,
@@ -35,6 +46,9 @@ from rollcast.stream.inside_chain import InsideChain
 __all__ = ["SdkCall", "SdkCalls"]
 
 logger = logging.getLogger("rollcast.attach")
+
+Kind = RequestKind | Literal["responses"]
+MAX_HISTORIES = 4096  # conversations that a later request may name by the id of their last response
 
 
 class SdkCalls:
@@ -54,9 +68,10 @@ class SdkCalls:
         self._inside: dict[int, InsideChain] = {}
         self._room = 64  # how many of them there may be before those of ended chains are forgotten
         self._told: set[str] = set()
+        self._histories: OrderedDict[str, list[dict[str, Any]]] = OrderedDict()  # by the id of a response
         attachment.on_close(self._close)
 
-    def call(self, kind: RequestKind) -> SdkCall:
+    def call(self, kind: Kind) -> SdkCall:
         """A call begins, in this thread and context."""
         around: Any = innermost(chain_here.get())
         if isinstance(around, DeferredChain):
@@ -93,6 +108,18 @@ class SdkCalls:
                 logger.warning("a call of an openai client is not shown: %s", error)
             return None
 
+    def history(self, response_id: Any) -> list[dict[str, Any]]:
+        """The conversation that ended with this response; empty if it is not known. Any thread may ask."""
+        with self._lock:
+            return self._histories.get(response_id, []) if isinstance(response_id, str) else []
+
+    def remember(self, response_id: str, messages: list[dict[str, Any]]) -> None:
+        """Note a conversation that a later request may go on with by the id of its last response."""
+        with self._lock:
+            self._histories[response_id] = messages
+            if len(self._histories) > MAX_HISTORIES:
+                self._histories.popitem(last=False)
+
     def _inside_of(self, chain: ChainWriter) -> InsideChain:
         """What is known of the requests inside a chain. Any thread may ask."""
         with self._lock:
@@ -127,6 +154,7 @@ class SdkCall:
         "_left",
         "_over",
         "_reader",
+        "_response_id",
         "_rest",
         "_tell", "_who",
         "reading",
@@ -135,13 +163,14 @@ class SdkCall:
     def __init__(
         self,
         calls: SdkCalls,
-        kind: RequestKind,
+        kind: Kind,
         tell: Callable[..., None],
         later: Callable[..., None],
         chain: Callable[[], ChainWriter | None] | None,
     ) -> None:
         self._calls = calls
-        self._kind: RequestKind = kind
+        self._kind: Kind = kind
+        self._response_id: str | None = None  # of the responses route
         self._tell = tell
         self._later = later
         self._chain = chain
@@ -207,19 +236,42 @@ class SdkCall:
         if self._call is not None:
             self._call.failed("no answer came; the client tries again")
         try:
-            request = request_of(self._kind, body)
-        except InputError:
-            return  # the engine refuses it as well
+            request = self._request(body)
+        except (InputError, msgspec.DecodeError):
+            return  # the engine refuses it as well, or answers later
         chain = None if self._chain is None else self._chain()
         self._call = self._calls.begin(request, chain, self._who, inside=self._chain is not None)
+
+    def _request(self, body: bytes) -> WireRequest:
+        if self._kind != "responses":
+            return request_of(self._kind, body)
+        fields = msgspec.json.decode(body, type=dict[str, Any])
+        if fields.get("background"):
+            raise InputError("a response that runs in the background is not answered here")
+        return request_of_responses(fields, self._calls.history(fields.get("previous_response_id")))
 
     def _whole(self, body: bytes) -> None:
         call = self._call
         if call is None:
             return
-        for piece in whole_answer_pieces(body):
+        for piece in self._pieces(body, whole=True):
             call.piece(piece)
+        self._end_call(call)
+
+    def _pieces(self, data: bytes, *, whole: bool) -> list[Piece]:
+        """What an event, or a whole answer, says."""
+        if self._kind == "responses":
+            with suppress(msgspec.DecodeError):
+                fields = msgspec.json.decode(data)
+                if isinstance(fields, dict) and is_of_responses(fields):
+                    self._response_id = id_of_response(fields) or self._response_id
+                    return pieces_of_response(fields) if whole else pieces_of_event(fields)
+        return whole_answer_pieces(data) if whole else pieces_of(data)
+
+    def _end_call(self, call: Call) -> None:
         call.end()
+        if self._response_id is not None and call.answer is not None:
+            self._calls.remember(self._response_id, [*call.request.messages, call.answer])
 
     def _bytes(self, data: bytes) -> None:
         if self._call is None:
@@ -228,14 +280,14 @@ class SdkCall:
             self._rest.append(data)
             return
         for payload in self._reader.feed(data):
-            for piece in pieces_of(payload):
+            for piece in self._pieces(payload, whole=False):
                 self._piece(piece)
 
     def _piece(self, piece: Piece) -> None:
         if piece.done:
             self._answer_done = True
             if self._call is not None:
-                self._call.end()
+                self._end_call(self._call)
         elif self._call is not None:
             self._call.piece(piece)
 
@@ -246,7 +298,7 @@ class SdkCall:
         if not self._is_stream:
             self._whole(b"".join(self._rest))
         elif self._answer_done or call.told_its_end:
-            call.end()
+            self._end_call(call)
         else:
             call.failed("the stream ended before the answer did")
 
@@ -255,7 +307,7 @@ class SdkCall:
         if call is None:
             return
         if self._answer_done or call.told_its_end:
-            call.end()  # there was nothing more to read
+            self._end_call(call)  # there was nothing more to read
         else:
             call.cancelled()
 

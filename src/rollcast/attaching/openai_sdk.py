@@ -105,7 +105,10 @@ class _Hooks:
             return None
         with self._watch.guarded():
             options = kwargs["options"] if "options" in kwargs else args[1]
-            kind = kind_of(str(options.url)) if options.method.lower() == "post" else None
+            if options.method.lower() != "post":
+                return None
+            url = str(options.url)
+            kind = "responses" if url.endswith("/responses") else kind_of(url)
             return None if kind is None else self._calls.call(kind)
         return None
 

@@ -21,6 +21,7 @@ import msgspec
 from rollcast.errors import InputError
 from rollcast.proxy.counts import Counts
 from rollcast.proxy.rewriting import EngineTraits, Turned, turned
+from rollcast.records.openai_chunk import chunk_pieces
 from rollcast.records.openai_wire import (
     Answer,
     Piece,
@@ -352,8 +353,9 @@ class Watched:
 
     def _took(self, data: bytes) -> None:
         if self._reader is not None:
+            read = chunk_pieces if self.answer is None else pieces_of
             for payload in self._reader.feed(data):
-                pieces = pieces_of(payload)
+                pieces = read(payload)
                 self._pieces(pieces)
                 if pieces[0].error is not None and self.answer is not None:
                     self.error_in_stream = _error_in(payload)

@@ -67,6 +67,7 @@ class Call:
     Attributes:
         request: the request.
         talk: its chain.
+        answer: the answer as a message, once it is whole.
         abandoned: whether nobody reads on, though that is not written yet.
     """
 
@@ -82,6 +83,7 @@ class Call:
         "_spans",
         "_usage",
         "abandoned",
+        "answer",
         "done",
         "generation",
         "request",
@@ -97,6 +99,7 @@ class Call:
         self.generation = generation
         self.done = False
         self.abandoned = False
+        self.answer: dict[str, Any] | None = None
         self._others: dict[int, Call] = {}  # of further choices
         self._parts = CallParts()
         self._reasoning: list[str] = []
@@ -165,7 +168,7 @@ class Call:
             names = ("prompt_tokens",) if self._others else ("prompt_tokens", "completion_tokens")
             counted = {name: count for name in names if (count := usage.count(name)) is not None}
         generation.end(reason, **counted)
-        answer = self._answer(turn.text)
+        self.answer = answer = self._answer(turn.text)
         failed: ChainFinishReason | None = (
             "cancelled" if reason == "cancelled" else "error" if reason == "error" else None
         )
