@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from attaching.defects import DEFECTS, also
-from attaching.trl_trainings import data, is_equal, new_trainer, outcome, shortness
+from attaching.trl_trainings import data, is_equal, new_trainer, one_thread, outcome, shortness
 from rollcast import InputError, attach
 from rollcast.attaching import trl_hooks, trl_tokens
 from rollcast.attaching.trl_batch import Batch
@@ -58,13 +58,14 @@ class Recorder(GRPOTrainer):
         return output
 
 
-# An optimizer step takes two batches, a generation batch serves four of them, and two evaluations come in between.
+# An optimizer step takes two batches, a generation batch serves four of them, and an evaluation comes after the second step.
 BUFFERED = {
-    "max_steps": 4, "steps_per_generation": 2, "gradient_accumulation_steps": 2, "num_iterations": 2, "eval_strategy": "steps",
+    "max_steps": 3, "max_completion_length": 16, "steps_per_generation": 2, "gradient_accumulation_steps": 2, "num_iterations": 2, "eval_strategy": "steps",
     "eval_steps": 2, "per_device_eval_batch_size": 4, "reward_weights": [2.0, 0.5],
 }  # fmt: skip
 
 
+@one_thread()
 def trained(folder, watched, kind=GRPOTrainer, detach_within=None, **options):
     """Train, attached or not; return the outcome, the trainer, and the events."""
     manager = StreamingManager()
@@ -268,6 +269,37 @@ def test_beams_are_sampled_as_before_and_shown_when_whole(tmp_path):
     chunks = [event for event in seen.events if event.event_type is T.LLM_GENERATION_CHUNK]
     assert len(chunks) == 4
     seen.capture.check()
+
+
+def test_continuous_batching_is_shown_when_it_is_whole(tmp_path):
+    """transformers refuses a streamer there."""
+    pool = {"num_blocks": 64, "block_size": 16, "max_batch_tokens": 128}
+    options = {
+        "use_transformers_continuous_batching": True,
+        "transformers_continuous_batching_config": pool,
+        "max_steps": 1,
+    }
+    seen = trained(tmp_path, True, **options)
+    kinds = Counter(event.event_type for event in seen.events)
+    assert kinds[T.LLM_GENERATION_CHUNK] == kinds[T.REWARD] == 4
+    seen.capture.check()
+
+
+def test_a_resumed_training_is_the_same_too(tmp_path):
+    """It goes on from a checkpoint of the unattached training, and its run says the step at which it begins."""
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    alone = trained(tmp_path, False, **options)
+    trainer = new_trainer(tmp_path, **options)
+    manager = StreamingManager()
+    with capture_events(manager) as capture:
+        handle = attach(trainer, manager=manager)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        handle.detach()
+    weights, _ = outcome(trainer)  # transformers' mean loss is not that of all steps, with us or without
+    assert is_equal((alone.outcome[0], []), (weights, []))
+    assert capture.of("run_start")[0].data["policy_version"] == 2
+    assert [event.data["train_step"] for event in capture.of("train_step")] == [3, 4]
+    capture.check()
 
 
 def test_rloo_is_watched_too(tmp_path):
