@@ -492,7 +492,8 @@ class ChainWriter:
         """
         if not call_id:
             with self.lock:
-                while (call_id := f"call_{self._calls}") in self.tools_open:  # a producer's own ids may look like these
+                # A producer's own ids may look like these.
+                while (call_id := f"call_{self._calls}") in self.tools_open:
                     self._calls += 1
                 self._calls += 1
         return ToolCallWriter(self, ToolRecord(ToolCall(call_id, tool_name, arguments)))
