@@ -67,12 +67,12 @@ BUFFERED = {
 
 
 @one_thread()
-def trained(folder, watched, kind=GRPOTrainer, detach_within=None, **options):
+def trained(folder, watched, kind=GRPOTrainer, detach_within=None, tokens=True, **options):
     """Train, attached or not; return the outcome, the trainer, and the events."""
     manager = StreamingManager()
     trainer = new_trainer(folder, kind, **options)
     with capture_events(manager) as capture:
-        handle = attach(trainer, manager=manager) if watched else None
+        handle = attach.trl(trainer, manager=manager, tokens=tokens) if watched else None
         trainer.train()
         if handle is not None:
             handle.detach(detach_within)
@@ -254,11 +254,40 @@ def test_prompts_may_be_plain_text(tmp_path):
         return [float(len(text)) for text in completions]
 
     dataset = data().map(lambda row: {"prompt": row["prompt"][0]["content"]})
-    seen = trained(tmp_path, True, max_steps=1, rewards=(length,), parts={"train_dataset": dataset})
+    parts = {"train_dataset": dataset}
+    seen = trained(tmp_path, True, tokens=False, max_steps=1, rewards=(length,), parts=parts)
+    assert (
+        len([event for event in seen.events if event.event_type is T.LLM_GENERATION_CHUNK]) == 4
+    )  # not asked for one by one
     start = next(event for event in seen.events if event.event_type is T.CHAIN_START)
     end = next(e for e in seen.events if e.event_type is T.CHAIN_END and e.chain_id == start.chain_id)
     assert start.data["messages"][0]["role"] == "user"
     assert end.data["reward"] == len(end.data["final_response"])
+
+
+@pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
+def test_a_rollout_func_is_shown_by_its_mask(tmp_path):
+    """Each part that the model sampled is a turn, with the log-probabilities that were returned; what stands between is its prompt."""
+    ids, mask = [60, 61, 80, 81, 62], [1, 1, 0, 0, 1]
+
+    def rollout(prompts, trainer):
+        end = trainer.processing_class.eos_token_id
+        count = len(prompts)
+        return {
+            "prompt_ids": [[70, 71]] * count,
+            "completion_ids": [[*ids, end]] * count,
+            "logprobs": [[-0.1, -0.2, 0.0, 0.0, -0.3, -0.4]] * count,
+            "env_mask": [[*mask, 1]] * count,
+        }
+
+    seen = trained(tmp_path, True, max_steps=1, parts={"rollout_func": rollout})
+    seen.capture.check()
+    chunks = [e for e in seen.events if e.event_type is T.LLM_GENERATION_CHUNK and e.chain_id == "chain_0"]
+    assert [event.data["token_ids"][:2] for event in chunks] == [
+        [60, 61],
+        [62, seen.trainer.processing_class.eos_token_id],
+    ]
+    assert [event.data["logprobs"] for event in chunks] == [[-0.1, -0.2], [-0.3, -0.4]]
 
 
 def test_beams_are_sampled_as_before_and_shown_when_whole(tmp_path):
