@@ -5,6 +5,7 @@ import pytest
 from raw_engine import call
 from rollcast.errors import InputError
 from rollcast.proxy import Proxy, ProxySettings
+from rollcast.proxy.headers import is_secret
 
 
 @pytest.mark.parametrize(
@@ -94,3 +95,70 @@ def test_wrong_settings(settings, sentence):
     with pytest.raises(InputError, match=sentence) as refused:
         ProxySettings(**({"upstream": "http://a:1"} | settings))
     assert "secret" not in str(refused.value)
+
+
+async def test_a_header_that_is_not_utf8_is_refused(engine, proxies):
+    """A header that aiohttp could only send without its value is refused in a sentence, and not passed on empty."""
+    proxy = await proxies(engine.url)
+    got = await call(
+        proxy.url, raw=b"POST /v1/x HTTP/1.1\r\nHost: a\r\nX-Name: \xe9\r\nContent-Length: 0\r\n\r\n"
+    )
+    assert got.line == "HTTP/1.1 400 Bad Request"
+    assert b"the header X-Name has bytes that are not UTF-8" in got.body
+    assert not engine.asked
+
+
+async def test_a_path_may_have_a_line_break(engine, proxies):
+    """Every path is passed on as it is written, also one with an escaped line break."""
+    proxy = await proxies(engine.url)
+    assert (await call(proxy.url, method="GET", path="/v1/a%0d%0ab")).line == "HTTP/1.1 200 OK"
+    assert engine.asked[0].path == "/v1/a%0d%0ab"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked",
+        b"Content-Length: 5\r\nContent-Length: 6",
+        b"Transfer-Encoding: chunked, identity",
+        b"Content-Length: +5",
+        b"Authorization: Bearer sk-secret\x01",
+    ],
+)
+async def test_what_is_not_http_is_not_logged(engine, proxies, caplog, head):
+    """A request that two servers could read differently is refused, without a traceback and without its headers in the log."""
+    proxy = await proxies(engine.url)
+    got = await call(proxy.url, raw=b"POST /v1/x HTTP/1.1\r\nHost: a\r\n" + head + b"\r\n\r\nabcde")
+    assert got.line.endswith("400 Bad Request")
+    assert not engine.asked
+    assert "Traceback" not in caplog.text
+    assert "sk-secret" not in caplog.text
+
+
+async def test_an_engine_that_switches_protocols(engine, proxies):
+    """An engine that answers 101 to a request that asked for nothing else gives no answer, which the caller is told."""
+    proxy = await proxies(engine.url)
+    engine.plays = lambda _: [
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n?"
+    ]
+    got = await call(proxy.url)
+    assert got.line == "HTTP/1.1 502 Bad Gateway"
+    assert b"another protocol" in got.body
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [
+        ("Authorization", True),
+        ("X-Api-Key", True),
+        ("Ocp-Apim-Subscription-Key", True),
+        ("X-Auth-Token", True),
+        ("Cookie", True),
+        ("X-Session-ID", False),
+        ("X-Group-ID", False),
+        ("User-Agent", False),
+    ],
+)
+def test_which_headers_hold_secrets(name, secret):
+    """A header that holds a secret is told by its name."""
+    assert is_secret(name) is secret

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 
+from raw_engine import answer, call
 from rollcast import EventFilter
 from rollcast.proxy.rewriting import EngineTraits
 from rollcast.testing import OpenAIServer
@@ -377,3 +378,90 @@ async def test_many_watched_calls_at_once(stage, caplog):
         assert all(await asyncio.gather(*(one(i) for i in range(256))))
         assert stage.watching.counts.turned == 256
         await stage.end()
+
+
+async def test_no_request_turns_watching_off(stage, caplog):
+    """Ids that fit nowhere, in a request or an answer, are the caller's or the engine's fault: the others are still watched."""
+    async with OpenAIServer("Four.") as server:
+        proxy = await stage.watch(server.url)
+        for prompt in ([10**30], [1 << 63, 1], [-1], [[[1]]]):
+            await stage.post(proxy.url, completion(server, prompt=prompt), "/v1/completions")
+        await stage.post(proxy.url, chat(server))
+        assert not stage.watching.off
+        assert "steps aside" not in caplog.text
+        await stage.end()
+
+
+@pytest.mark.parametrize(
+    "more", [{"stream": 1}, {"stream": "true"}, {"stream_options": {"include_usage": True}}]
+)
+async def test_what_engines_read_in_their_own_way_goes_untouched(stage, more):
+    """The engine decides what such a request means, and the caller gets that."""
+    async with OpenAIServer("Four.") as server:
+        proxy = await stage.watch(server.url)
+        for fields in ({}, more, more):
+            assert await stage.post(proxy.url, chat(server, **fields)) == await stage.post(
+                server.url, chat(server, **fields)
+            )
+            assert server.generations[-2].json == server.generations[-1].json
+        assert stage.watching.counts.turned == 0
+
+
+async def test_a_type_with_a_charset(stage, engine):
+    """An answer that is put together has the content type of the engine's whole answers."""
+    whole = {
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}],
+    }
+    body = json.dumps(whole, separators=(",", ":")).encode()
+    sse = b'data: {"choices": [{"index": 0, "delta": {"content": "Hi"}, "finish_reason": "stop"}]}\n\n'
+    json_type, sse_type = "Content-Type: application/json; charset=utf-8", "Content-Type: text/event-stream"
+    engine.plays = lambda asked: [
+        answer(sse, "200 OK", sse_type)
+        if json.loads(asked.body).get("stream")
+        else answer(body, "200 OK", json_type)
+    ]
+    proxy = await stage.watch(engine.url)
+    question = json.dumps({"model": "m", "messages": QUESTION}).encode()
+    first, second = [await call(proxy.url, question) for _ in range(2)]
+    assert stage.watching.counts.turned == 1
+    assert second.header("Content-Type") == first.header("Content-Type")
+    assert json.loads(second.body) == whole
+
+
+async def test_a_field_that_streams_lack_is_asked_for_again(stage, engine):
+    """If whole answers have a field that their streams do not have, the caller gets it, and no more such calls are made streams."""
+    whole = {
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}],
+        "metadata": {"weight_version": "3"},
+    }
+    sse = b'data: {"choices": [{"index": 0, "delta": {"content": "Hi"}, "finish_reason": "stop"}]}\n\n'
+    engine.plays = lambda asked: [
+        answer(sse, "200 OK", "Content-Type: text/event-stream")
+        if json.loads(asked.body).get("stream")
+        else answer(json.dumps(whole).encode(), "200 OK", "Content-Type: application/json")
+    ]
+    proxy = await stage.watch(engine.url)
+    question = json.dumps({"model": "m", "messages": QUESTION}).encode()
+    for _ in range(4):
+        assert json.loads((await call(proxy.url, question)).body) == whole
+    assert stage.watching.counts.turned == 1
+    assert "its stream has no metadata" in (await stage.seen("error"))[0].data["error"]
+    await stage.end()
+
+
+@pytest.mark.parametrize("status", ["401 Unauthorized", "200 OK"])
+async def test_a_key_that_the_engine_repeats_is_not_shown(stage, engine, status):
+    """An engine may repeat the caller's key in an error; the caller gets it, and no watcher."""
+    error = b'{"error": {"message": "Incorrect API key: secret-of-mine-1"}}'
+    body, kind = (
+        (error, "application/json") if "401" in status else (b"data: %b\n\n" % error, "text/event-stream")
+    )
+    engine.plays = lambda _: [answer(body, status, f"Content-Type: {kind}")]
+    proxy = await stage.watch(engine.url)
+    question = json.dumps({"model": "m", "messages": QUESTION, "stream": True}).encode()
+    got = await call(proxy.url, question, headers=["Authorization: Bearer secret-of-mine-1"])
+    assert got.body == body
+    await stage.seen("error")
+    assert "secret-of-mine-1" not in str(stage.events.events)
+    assert "[API key]" in str(stage.events.events)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollcast import InputError
+from rollcast.records.openai_chunk import chunk_pieces
 from rollcast.records.openai_responses import (
     id_of_response,
     is_of_responses,
@@ -644,3 +645,79 @@ def test_an_answer_is_the_same_however_it_was_split(texts, thoughts, calls, data
         (call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls", ())
     ]
     assert found == calls
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [[1 << 63], [10**30, 1], [-1, 2], [True], [1.0]],
+    ids=["64 bits", "huge", "negative", "bool", "float"],
+)
+def test_what_is_no_id_is_left_out(ids):
+    """Numbers that cannot be token ids are no ids, in a request and in a chunk."""
+    assert request_of("completions", json.dumps({"prompt": ids}).encode()).prompt_token_ids is None
+    chunk = {"choices": [{"index": 0, "text": "a", "token_ids": ids, "prompt_token_ids": ids}]}
+    for read in (pieces_of, chunk_pieces):
+        (piece,) = read(json.dumps(chunk).encode())
+        assert (piece.token_ids, piece.prompt_token_ids, piece.text) == (None, None, "a")
+
+
+@pytest.mark.parametrize("value", [1, "true", "false", 0, {}])
+def test_a_stream_in_other_words_stays_as_it_is(value):
+    """If `stream` is not true or false, the engine decides what it means, and the request is not made a stream."""
+    assert "stream" in request_of("chat", {"messages": [], "stream": value}).lacks
+
+
+def test_only_what_whole_answers_have_is_put_together():
+    """What only streams have, such as `obfuscation` or an empty field, is left out of the whole answer."""
+    whole = {
+        "id": "c",
+        "object": "chat.completion",
+        "created": 7,
+        "model": "m",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}],
+    }
+    shape = BodyShape("chat")
+    shape.learn(whole)
+    only = {"obfuscation": "xyz", "system_fingerprint": None, "usage": None}
+    chunks = [
+        chat_chunk({"role": "assistant", "content": ""}, "", **only),
+        chat_chunk({"role": "", "content": "H"}, "", **only),
+        chat_chunk({"role": None, "content": "i"}, "stop", **only),
+    ]
+    assert put_together("chat", chunks[:2], shape).ended is False
+    answer = put_together("chat", chunks, shape)
+    assert answer.missing() == set()
+    assert json.loads(answer.body()) == whole
+
+
+@pytest.mark.parametrize("place", ["top", "choice", "message", "usage"])
+def test_what_a_stream_lacks_is_noticed(place):
+    """A field of its own that an engine gives in every whole answer is missing if the stream does not have it."""
+    whole = {
+        "choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 1},
+    }
+    choice = whole["choices"][0]
+    where = {"top": whole, "choice": choice, "message": choice["message"], "usage": whole["usage"]}[place]
+    where["its_own"] = {"weight_version": "3"}
+    shape = BodyShape("chat")
+    shape.learn(whole)
+    answer = put_together("chat", [chat_chunk({"content": "Hi"}, "stop", usage={"prompt_tokens": 1})], shape)
+    assert answer.missing() == {"its_own"}
+    del where["its_own"]
+    shape.learn(whole)
+    assert answer.missing() == set()
+
+
+def test_the_lists_of_chunks_are_not_changed():
+    """Putting an answer together leaves the chunks as they are: a watcher may hold them."""
+    chunks = [
+        chat_chunk({"content": "a"}),
+        {"choices": [{"index": 0, "delta": {}, "logprobs": {"content": [{"token": "a"}]}, "token_ids": [1]}]},
+        {"choices": [{"index": 0, "delta": {}, "logprobs": {"content": [{"token": "b"}]}, "token_ids": [2]}]},
+    ]
+    answer, pieces = Answer("chat"), [pieces_of(chunk)[0] for chunk in chunks]
+    for piece in pieces:
+        answer.add(piece)
+    assert answer.whole()["choices"][0]["token_ids"] == [1, 2]
+    assert [piece.token_ids for piece in pieces] == [None, [1], [2]]

@@ -14,7 +14,7 @@ from aiohttp import hdrs, web
 
 from rollcast.errors import MissingExtraError
 from rollcast.proxy.counts import Counts
-from rollcast.proxy.headers import bearer
+from rollcast.proxy.headers import bearer, is_secret
 from rollcast.proxy.passing import refused
 from rollcast.proxy.paths import Target
 from rollcast.proxy.settings import ProxySettings
@@ -124,7 +124,7 @@ class OwnPaths:
         return self._answered(self._watching.end(name) if self._watching is not None else "nobody watches")
 
     def _session(self, given: str) -> str:
-        secret = self._settings.session_header.lower() in ("authorization", "x-api-key", "api-key")
+        secret = is_secret(self._settings.session_header)
         return self._watching.session_of(given, secret) if self._watching is not None else given
 
     def _reward(self, name: str, told: _Reward) -> str | None:

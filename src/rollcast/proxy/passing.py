@@ -145,8 +145,6 @@ class Passing:
             raise
         except GONE as error:
             return self.unreachable(error, seen)
-        except UnicodeEncodeError:
-            return refused(400, "a header has characters that cannot be passed on; headers are ASCII")
         try:
             return await self._give(request, answer, seen)
         except asyncio.CancelledError:
@@ -204,10 +202,10 @@ class Passing:
         if watched.error_in_stream is not None:
             status, body = watched.error_in_stream
         if body is None:
-            watched.failed("its stream has no end; it is asked again")
+            watched.failed(watched.why_not_whole)
             return None
         headers = passed_on(answer.headers.items(), _OF_A_STREAM)
-        headers += [(hdrs.CONTENT_LENGTH, str(len(body))), (hdrs.CONTENT_TYPE, "application/json")]
+        headers += [(hdrs.CONTENT_LENGTH, str(len(body))), (hdrs.CONTENT_TYPE, watched.content_type)]
         response = _Passed(status=status, headers=watched.in_order(headers))
         response.lacks = tuple(name for name in _MADE[:2] if name not in answer.headers)
         self.counts.answers[status] += 1
@@ -239,7 +237,7 @@ class Passing:
         headers = self._with_key(headers)
         headers.append((hdrs.VIA, "1.1 rollcast"))
         once = method in _REPEATED and (target.kind == "control" or body is not None)
-        return await self.session.request(
+        answer = await self.session.request(
             method,
             URL(self.settings.upstream + target.path, encoded=True),
             headers=headers,
@@ -247,6 +245,10 @@ class Passing:
             allow_redirects=False,
             middlewares=(_once(),) if once else None,
         )
+        if answer.status == 101:  # nobody asked for it, and what follows is not HTTP
+            answer.close()
+            raise aiohttp.ClientPayloadError("it switched to another protocol")
+        return answer
 
     def _with_key(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """The caller's headers with the engine's key instead of the proxy's token."""

@@ -69,7 +69,7 @@ async def _route(
         whole = msgspec.json.decode(body)
         if not isinstance(whole, dict):
             return f"{path}: the engine's answer is not a JSON object"
-        traits.of(request_of(kind, fields)).learn(whole, headers)
+        traits.of(request_of(kind, fields)).learn(whole, headers, answer.headers.get("Content-Type", ""))
         found = await _first_taken(session, path, fields | _STREAM, more)
     except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError) as error:
         return f"{path}: the engine gave no answer to a probe: {str(error) or type(error).__name__}"

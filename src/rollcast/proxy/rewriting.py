@@ -57,6 +57,7 @@ class CallTraits:
         streams: whether such calls may be made streams.
         has_usage: whether a whole answer has its usage, which a stream must then have too.
         headers: the names of the headers of a whole answer, in lower case and in their order.
+        content_type: the type of a whole answer, as the engine writes it.
     """
 
     shape: BodyShape
@@ -64,12 +65,14 @@ class CallTraits:
     streams: bool = True
     has_usage: bool = False
     headers: list[str] = field(default_factory=list)
+    content_type: str = "application/json"
 
-    def learn(self, body: dict[str, Any], headers: list[str]) -> None:
+    def learn(self, body: dict[str, Any], headers: list[str], content_type: str) -> None:
         """Learn from a whole answer that went through untouched."""
         self.shape.learn(body)
         self.has_usage = self.has_usage or isinstance(body.get("usage"), dict)
         self.headers = headers
+        self.content_type = content_type or "application/json"
 
     def in_order(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """Headers in the order of a whole answer; those that such an answer did not have come last."""

@@ -11,11 +11,12 @@ from rollcast.errors import InputError, MissingExtraError
 
 try:
     from aiohttp import hdrs, web
+    from aiohttp.http import HttpProcessingError
 except ImportError as missing:
     raise MissingExtraError("the proxy", "proxy") from missing
 
 from rollcast.proxy.counts import Counts
-from rollcast.proxy.headers import bearer
+from rollcast.proxy.headers import bearer, is_secret, keys_of, unreadable
 from rollcast.proxy.own import OwnPaths, same_secret
 from rollcast.proxy.passing import Passing, refused, remove_what_was_added
 from rollcast.proxy.paths import Target, target_of
@@ -28,7 +29,17 @@ __all__ = ["Proxy"]
 logger = logging.getLogger("rollcast.proxy")
 
 
-_SECRET = frozenset(("authorization", "x-api-key", "api-key"))  # sessions that these name are known by a hash
+def _not_of_a_bad_request(record: logging.LogRecord) -> bool:
+    """Keep what aiohttp says of our own faults; a request that is not HTTP is its sender's, who is told, and may hold a key."""
+    error = record.exc_info[1] if record.exc_info else None
+    if not isinstance(error, HttpProcessingError):
+        return True
+    logger.debug("a request was not HTTP (%s)", type(error).__name__)
+    return False
+
+
+_of_aiohttp = logging.getLogger("rollcast.proxy.http")
+_of_aiohttp.addFilter(_not_of_a_bad_request)
 MOST_READ = 64 << 20  # bytes of a request; a longer one is copied, and not watched
 
 
@@ -77,10 +88,11 @@ class Proxy:
         settings = self.settings
         app = web.Application()
         app.on_response_prepare.append(remove_what_was_added)
-        app.router.add_route("*", "/{path:.*}", self._handle, expect_handler=_no_answer_yet)
+        app.router.add_route("*", r"/{path:[\s\S]*}", self._handle, expect_handler=_no_answer_yet)
         self._runner = web.AppRunner(
             app,
             access_log=None,
+            logger=_of_aiohttp,
             handle_signals=False,
             handler_cancellation=True,
             shutdown_timeout=settings.drain_s,
@@ -164,13 +176,16 @@ class Proxy:
         """Whose request it is: by its path, or by the header that names a session."""
         name = self.settings.session_header
         given = request.headers.get(name)
-        secret = name.lower() in _SECRET
+        secret = is_secret(name)
         if secret and name.lower() == "authorization":
             given = bearer(given)
         if secret and given == self.settings.listen_token:
             given = None
         session = watching.session_of(given, secret) if given else None
-        return Caller(session, target.chain, request.headers.get("X-Group-ID"))
+        keys = keys_of(request.headers.items())
+        if self.settings.upstream_key is not None:
+            keys += (self.settings.upstream_key,)
+        return Caller(session, target.chain, request.headers.get("X-Group-ID"), keys)
 
     def _refusal(self, request: web.Request, target: Target) -> web.Response | None:
         """Why the request is not passed on; None if it is."""
@@ -194,6 +209,10 @@ class Proxy:
                 f"the proxy passes on HTTP requests, and no {request.headers[hdrs.UPGRADE][:40]} connections; open them at the "
                 "engine itself",
                 "upgrade_refused",
+            )
+        if (name := unreadable(request.headers.items())) is not None:
+            return refused(
+                400, f"the header {name[:80]} has bytes that are not UTF-8, and cannot be passed on"
             )
         if request.method == "CONNECT":
             return refused(

@@ -54,11 +54,19 @@ class Caller:
         session: the name of its session, or None.
         chain: the chain that its path names, or None.
         group: the group that it names, or None.
+        keys: its keys and the engine's, which an engine may repeat in an error; they are never shown.
     """
 
     session: str | None = None
     chain: str | None = None
     group: str | None = None
+    keys: tuple[str, ...] = field(default=(), repr=False)
+
+    def without_keys(self, text: str) -> str:
+        """The text with `[API key]` in place of each key."""
+        for key in self.keys:
+            text = text.replace(key, "[API key]")
+        return text
 
 
 class Showing(Protocol):
@@ -164,7 +172,7 @@ class Watching:
         self.counts.watched += 1
         if self._showing is not None:
             self._showing.began(call.chain_id)
-        watched = Watched(self, call, request)
+        watched = Watched(self, call, request, caller)
         if not request.stream and self.traits.may_turn(request) is True and call.wants_tokens():
             made = turned(body, request, self.traits)
             if made.body.__class__ is not bytes:
@@ -261,14 +269,17 @@ class Watched:
         watching: what guards it.
         call: its generation.
         request: what was read of it.
+        caller: who asks.
         turned: the request as a stream; None if it goes through as it is.
         answer: what puts the answer together again, if it was made a stream.
         error_in_stream: the status and the body of an error that the engine reported inside the stream.
+        why_not_whole: why the answer cannot be put together, if it cannot.
     """
 
     watching: Watching
     call: Call
     request: WireRequest
+    caller: Caller
     turned: Turned | None = None
     answer: Answer | None = None
     _reader: SseReader | None = None
@@ -280,11 +291,13 @@ class Watched:
     _usage: bool = False  # whether the engine counted the tokens
     _status: int = 0
     _headers: list[str] = field(default_factory=list)
+    _type: str = ""  # of the answer's body
     _over: bool = False
     _doubt: str | None = (
         None  # why the engine refused the request as it was changed; perhaps it refuses the caller's own too
     )
     error_in_stream: tuple[int, bytes] | None = None
+    why_not_whole: str = "its stream has no end; it is asked again"
 
     # -- as `passing.Seen` ---------------------------------------------------------------------------------------------
 
@@ -335,7 +348,8 @@ class Watched:
         self._headers = [name.lower() for name in headers]
         if self._doubt is not None and status < 400:  # else the caller's own request was refused
             self._note_refusal(self._doubt)
-        kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        self._type = headers.get("Content-Type", "")
+        kind = self._type.partition(";")[0].strip().lower()
         self._encoded = headers.get("Content-Encoding", "identity").lower() != "identity"
         if status == 200 and kind == "text/event-stream" and not self._encoded:
             self._reader = SseReader()
@@ -372,6 +386,8 @@ class Watched:
                 self._said = True
             if piece.usage is not None:
                 self._usage = True
+            if piece.error is not None:
+                piece.error = self.caller.without_keys(piece.error)
             traits.saw(self.request.kind, piece)
             call.piece(piece)
 
@@ -393,7 +409,7 @@ class Watched:
         body = b"".join(self._kept)
         self._kept.clear()
         if self._status != 200:
-            self.call.failed(_reason(self._status, body))
+            self.call.failed(self.caller.without_keys(_reason(self._status, body)))
             return
         try:
             whole = msgspec.json.decode(body)
@@ -402,7 +418,7 @@ class Watched:
             self._status = 0
             return
         if isinstance(whole, dict):
-            self.watching.traits.of(self.request).learn(whole, self._headers)
+            self.watching.traits.of(self.request).learn(whole, self._headers, self._type)
             self._pieces(whole_answer_pieces(whole))
 
     def _say_what_lacks(self) -> None:
@@ -438,6 +454,11 @@ class Watched:
             return None
         return body
 
+    @property
+    def content_type(self) -> str:
+        """The type that the engine gives its whole answers."""
+        return self.watching.traits.of(self.request).content_type
+
     def in_order(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """The headers of the whole answer in the engine's order."""
         return self.watching.guarded(self._in_order, headers) or headers
@@ -459,6 +480,11 @@ class Watched:
             call.streams = (
                 False  # it takes no `stream_options`, so its streams lack what its whole answers have
             )
+            self.why_not_whole = "its stream has no usage; it is asked again"
+            return None
+        if missing := self.answer.missing():
+            call.streams = False
+            self.why_not_whole = f"its stream has no {', '.join(sorted(missing))}; it is asked again"
             return None
         return self.answer.body(without=self.turned.added)
 

@@ -97,15 +97,21 @@ class _Level:
 
     Args:
         fields: the names, separated by spaces: a field with a question mark is left out if it has no value, the others are null.
+
+    Attributes:
+        always: unusual fields that had a value in every object so far; None before the first.
     """
 
     def __init__(self, fields: str) -> None:
         self._usual = {n.removesuffix("?"): _LEFT_OUT if n.endswith("?") else None for n in fields.split()}
         self.defaults: dict[str, Any] = dict(self._usual)
+        self.always: set[str] | None = None
         self._learnt = False
 
     def learn(self, value: Mapping[str, Any]) -> None:
         """Take order and empty values from an object of a whole answer."""
+        given = {name for name, each in value.items() if each not in (None, [], "") and name not in _KNOWN}
+        self.always = given if self.always is None else self.always & given
         order = list(self.defaults) if self._learnt else []
         names = list(value)
         for at, name in enumerate(names):
@@ -165,6 +171,13 @@ _SHAPES: dict[tuple[RequestKind, bool], dict[str, str]] = {
     },
 }  # fmt: skip
 
+_KNOWN = _JOINED | {
+    name.removesuffix("?")
+    for shape in _SHAPES.values()
+    for fields in shape.values()
+    for name in fields.split()
+}
+
 
 class BodyShape:
     """Which fields the whole answers of one engine have, for one kind of request.
@@ -203,6 +216,14 @@ class BodyShape:
         if isinstance(usage := body.get("usage"), Mapping):
             self._levels["usage"].learn(usage)
 
+    def missing(self, level: str, values: Collection[str]) -> set[str]:
+        """The fields of such an object that every whole answer had, and these values do not have."""
+        return (self._levels[level].always or set()).difference(values)
+
+    def has(self, name: str, *, empty: bool) -> bool:
+        """Whether a whole answer may have this field at its top; an `empty` one, only if such an answer had it."""
+        return name in self._levels["top"].defaults or (name in _KNOWN and not empty)
+
     def filled(self, level: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """An object of a whole answer with these values: `top`, a `choice`, its message (`said`) or the `usage`."""
         return self._levels[level].filled(values)
@@ -225,8 +246,8 @@ class _Choice:
             if name == "text":
                 self.texts.setdefault("text", []).append(value if isinstance(value, str) else "")
             elif name == "token_ids" and isinstance(value, list):
-                self.fields[name] = (self.fields.get(name) or []) + value
-            elif value is not None:
+                self.fields.setdefault(name, []).extend(value)
+            elif value is not None and not (name == "finish_reason" and value == ""):  # "" is no reason yet
                 self.fields[name] = value
         delta = choice.get("delta")
         if not isinstance(delta, Mapping):
@@ -235,13 +256,16 @@ class _Choice:
         for name, value in delta.items():
             if name in _JOINED and isinstance(value, str):
                 self.texts.setdefault(name, []).append(value)
+            elif name == "role" and not value:
+                continue  # some engines name it only in the first chunk
             elif name not in ("tool_calls", "function_call") and value is not None:
                 known = self.said.get(name)
                 self.said[name] = (
                     known + value if isinstance(known, list) and isinstance(value, list) else value
                 )
         if isinstance(logprobs := choice.get("logprobs"), Mapping):
-            self.logprobs = _joined_lists(self.logprobs or {}, logprobs)
+            self.logprobs = {} if self.logprobs is None else self.logprobs
+            _join_lists(self.logprobs, logprobs)
 
     def whole(self, index: int, kind: RequestKind, shape: BodyShape, absent: set[str]) -> dict[str, Any]:
         values = {"index": index} | {n: value for n, value in self.fields.items() if n not in absent}
@@ -269,13 +293,16 @@ class _Choice:
         return said
 
 
-def _joined_lists(known: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+def _join_lists(known: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Append what came, in place: an answer may have a hundred thousand chunks."""
     for name, value in more.items():
-        if isinstance(value, list) and isinstance(known.get(name), list):
-            known[name] = known[name] + value
-        elif value is not None or name not in known:
-            known[name] = value
-    return known
+        if not isinstance(value, list):
+            if value is not None or name not in known:
+                known[name] = value
+        elif isinstance(known.get(name), list):
+            known[name].extend(value)
+        else:
+            known[name] = list(value)
 
 
 class Answer:
@@ -320,6 +347,19 @@ class Answer:
             choice.fields.get("finish_reason") is not None for choice in self._choices.values()
         )
 
+    def missing(self) -> set[str]:
+        """The fields that every whole answer of this engine had, and this stream did not give."""
+        shape = self._shape
+        if shape is None:
+            return set()
+        found = shape.missing("top", self._top)
+        if isinstance(usage := self._top.get("usage"), dict):
+            found |= shape.missing("usage", usage)
+        for choice in self._choices.values():
+            found |= shape.missing("choice", choice.fields)
+            found |= shape.missing("said", choice.said.keys() | choice.texts.keys())
+        return found
+
     def whole(self, *, without: Collection[AddedField] = ()) -> dict[str, Any]:
         """The answer as the engine would have sent it without `stream`.
 
@@ -330,6 +370,8 @@ class Answer:
         shape = shape or BodyShape(self.kind, vllm=self._of_vllm)
         absent = {name for added in without for name in _ADDED[added]}
         values = {name: value for name, value in self._top.items() if name not in absent}
+        if shape.answers:  # what only its streams have, such as `obfuscation`
+            values = {name: value for name, value in values.items() if shape.has(name, empty=value is None)}
         if self.kind in _OBJECTS:
             values["object"] = _OBJECTS[self.kind]
         else:

@@ -7,7 +7,7 @@ chunk that has anything else, such as a tool call, an error or a version of the 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -16,6 +16,7 @@ from rollcast.records.openai_piece import MISSING_LOGPROB, Piece, pieces_of
 __all__ = ["chunk_pieces"]
 
 _PREFIX = "token_id:"
+_Id = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]  # as `is_ids`
 
 
 class _Entry(msgspec.Struct, gc=False):
@@ -44,8 +45,8 @@ class _Choice(msgspec.Struct, gc=False):
     text: str | None = None
     delta: _Delta | None = None
     logprobs: _Logprobs | None = None
-    token_ids: list[int] | None = None
-    prompt_token_ids: list[int] | None = None
+    token_ids: list[_Id] | None = None
+    prompt_token_ids: list[_Id] | None = None
     finish_reason: str | None = None
     weight_versions: None = None
     weight_version: None = None
@@ -56,7 +57,7 @@ class _Chunk(msgspec.Struct, gc=False):
     choices: tuple[_Choice]
     object: str | None = None
     usage: dict[str, Any] | None = None
-    prompt_token_ids: list[int] | None = None
+    prompt_token_ids: list[_Id] | None = None
     error: None = None
     weight_versions: None = None
     weight_version: None = None

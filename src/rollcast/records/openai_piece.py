@@ -20,11 +20,13 @@ __all__ = [
     "VersionSpan",
     "calls_of",
     "generation_reason",
+    "is_ids",
     "piece_of",
     "pieces_of",
     "whole_answer_pieces",
 ]
 
+_MOST_ID = (1 << 63) - 1
 MISSING_LOGPROB = -9999.0  # what vLLM sends if there is no log-probability, since JSON has no infinity
 
 DONE = b"[DONE]"
@@ -277,9 +279,14 @@ def _arguments(value: Any) -> str:
 
 
 def _ids(value: Any) -> list[int] | None:
+    return value if is_ids(value) else None
+
+
+def is_ids(value: Any) -> bool:
+    """Whether this is a list of token ids: whole numbers from 0 that fit in 64 bits. It may be empty."""
     if not isinstance(value, list) or not all(each.__class__ is int for each in value):
-        return None
-    return value
+        return False
+    return not value or (min(value) >= 0 and max(value) <= _MOST_ID)
 
 
 def _read_logprobs(piece: Piece, logprobs: dict[str, Any]) -> None:

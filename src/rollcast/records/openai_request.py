@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from rollcast.errors import InputError
+from rollcast.records.openai_piece import is_ids
 
 __all__ = ["RequestKind", "WireRequest", "kind_of", "request_of"]
 
@@ -38,6 +39,7 @@ _LACKING_IF_TRUE = (
 _LACKING_IF_GIVEN = (
     "prompt_logprobs",
     "prompt_embeds",
+    "stream_options",  # only a stream may have them: an engine refuses the others
     "audio",
     "kv_transfer_params",
     "ec_transfer_params",
@@ -118,7 +120,12 @@ def request_of(route: str, body: bytes | Mapping[str, Any]) -> WireRequest:
         names = ("prompt",) if kind == "completions" else ("token_ids", "input_ids", "text")
         prompt = next((fields[name] for name in names if fields.get(name) is not None), None)
         several = _read_prompt(request, prompt)
-    request.lacks = "it has several prompts" if several else _lacks(request.sampling | _given(fields))
+    if several:
+        request.lacks = "it has several prompts"
+    elif fields.get("stream") is not None and not isinstance(fields["stream"], bool):
+        request.lacks = "its stream is not true or false"  # and many engines read 1 or "true" as true
+    else:
+        request.lacks = _lacks(request.sampling | _given(fields))
     return request
 
 
@@ -148,7 +155,8 @@ def _read_prompt(request: WireRequest, prompt: Any) -> bool:
 
 
 def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: fields[name] for name in ("prompt_embeds",) if fields.get(name) is not None}
+    names = ("prompt_embeds",) if fields.get("stream") else ("prompt_embeds", "stream_options")
+    return {name: fields[name] for name in names if fields.get(name) is not None}
 
 
 def _lacks(asked: Mapping[str, Any]) -> str | None:
@@ -173,8 +181,7 @@ def _lacks(asked: Mapping[str, Any]) -> str | None:
 
 
 def _ids(value: Any) -> list[int] | None:
-    ids = isinstance(value, list) and value and all(each.__class__ is int for each in value)
-    return value if ids else None
+    return value if value and is_ids(value) else None
 
 
 def _is_list(value: Any) -> bool:
