@@ -21,7 +21,7 @@ from rollcast.models.inbox import Item, deliver
 from rollcast.models.openai.bodies import adapted
 from rollcast.models.openai.facts import Address, ServerFacts
 from rollcast.models.openai.generation import Generation
-from rollcast.models.openai.trouble import AbortedError, TroubleError, error_of, message_in
+from rollcast.models.openai.trouble import AbortedError, NoSuchPathError, TroubleError, error_of, message_in
 from rollcast.records.openai_piece import Piece, pieces_of, whole_answer_pieces
 from rollcast.records.sse import SseReader
 from rollcast.text import one_line
@@ -194,15 +194,28 @@ class Client:
                     answer = await response.read()
                     raise self._clean(error_of(response.status, answer, response.headers, url))
                 if response.content_type == "application/json":  # it does not stream
-                    for piece in whole_answer_pieces(await response.read()):
+                    answer = await response.read()
+                    found = whole_answer_pieces(answer)
+                    if not any(piece.error or piece.finish_reason or piece.text for piece in found):
+                        raise NoSuchPathError(
+                            f"{url} answered {message_in(answer)[:80]!r}, which has no choices; expected a server that speaks OpenAI: "
+                            "check base_url"
+                        )
+                    for piece in found:
                         yield piece
                     yield Piece(done=True)
                     return
-                reader = SseReader()
+                reader, beginning, events = SseReader(), b"", 0
                 async for data in response.content.iter_any():
+                    beginning = beginning or data[:200]
                     for payload in reader.feed(data):
+                        events += 1
                         for piece in pieces_of(payload):
                             yield piece
+                if not events and response.content_type == "text/html":
+                    raise NoSuchPathError(
+                        f"{url} answered a page ({message_in(beginning)[:80]!r}); expected a server that speaks OpenAI: check base_url"
+                    )
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise TroubleError(self._unreachable(error)) from error
 
@@ -212,6 +225,13 @@ class Client:
             return f"the server at {where} has sent nothing for {self._stall_s:g} s"
         if isinstance(error, aiohttp.ClientConnectorError):
             return f"no server can be reached at {where} ({one_line(str(error.os_error))}); start it, or check base_url"
+        if isinstance(error, aiohttp.TooManyRedirects):
+            return f"{where} redirects in a circle; check base_url"
+        if isinstance(error, aiohttp.ClientResponseError) and not isinstance(
+            error, aiohttp.ClientPayloadError
+        ):
+            said = one_line(error.message.partition("\n")[0]).rstrip(":")
+            return f"what came from {where} is not HTTP ({said}); check base_url"
         said = one_line(str(error)) or type(error).__name__
         return f"the connection to {where} broke ({said})"
 
