@@ -72,7 +72,7 @@ async def test_an_upgrade_is_refused(engine, proxies):
 async def test_a_port_in_use(engine):
     """A port that somebody has is named, with what to do."""
     with pytest.raises(InputError, match=rf"cannot listen at 127.0.0.1:{engine.port}: .*--port"):
-        await Proxy(ProxySettings(upstream=engine.url, host="127.0.0.1", port=engine.port)).start()
+        await Proxy(ProxySettings(upstream="http://127.0.0.1:9", host="127.0.0.1", port=engine.port)).start()
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,8 @@ async def test_a_port_in_use(engine):
         ({"upstream": "ftp://a"}, "scheme"),
         ({"upstream": "http://a:99999"}, "expected the engine's address"),
         ({"upstream": ""}, "expected the engine's address"),
+        ({"upstream": "http://a:1/ b"}, "expected the engine's address"),
+        ({"upstream": "http://127.0.0.1:8001", "port": 8001}, "the proxy's own address"),
         ({"upstream": "http://a:1/v1/"}, "leave out /v1"),
         ({"upstream": "http://u:secret@a:1"}, "without a user"),
         ({"host": "0.0.0.0"}, "there is no token"),
@@ -95,6 +97,13 @@ def test_wrong_settings(settings, sentence):
     with pytest.raises(InputError, match=sentence) as refused:
         ProxySettings(**({"upstream": "http://a:1"} | settings))
     assert "secret" not in str(refused.value)
+
+
+async def test_an_address_of_another_machine():
+    """Where it cannot listen is named with the option that is wrong."""
+    settings = ProxySettings(upstream="http://a:1", host="192.0.2.1", listen_token="a-token")
+    with pytest.raises(InputError, match=r"cannot listen at 192\.0\.2\.1:0: .*; give another --host"):
+        await Proxy(settings).start()
 
 
 async def test_a_header_that_is_not_utf8_is_refused(engine, proxies):

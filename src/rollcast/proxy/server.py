@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import socket
 from collections.abc import AsyncIterator
 from typing import Any, Self
 
@@ -107,8 +109,13 @@ class Proxy:
             await site.start()
         except OSError as error:
             await self.stop()
+            other = (
+                "--host"
+                if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+                else "--port"
+            )
             raise InputError(
-                f"cannot listen at {settings.host}:{settings.port}: {error.strerror or error}; give another --port"
+                f"cannot listen at {settings.host}:{settings.port}: {error.strerror or error}; give another {other}"
             ) from error
         self._port = self._runner.addresses[0][1]
         if self.watching is not None:

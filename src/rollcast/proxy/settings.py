@@ -13,6 +13,7 @@ from rollcast.serve.secrecy import shown_url
 __all__ = ["ProxySettings"]
 
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110, 5.6.2
+_LOCAL = frozenset(("localhost", "127.0.0.1", "::1"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,13 @@ class ProxySettings:
         object.__setattr__(self, "upstream", _checked_upstream(self.upstream))
         if not 0 <= self.port <= 65535:
             raise InputError(f"port is {self.port}; expected 0 to 65535")
+        engine = urlsplit(self.upstream)
+        if engine.port == self.port and (
+            {engine.hostname, self.host} <= _LOCAL or engine.hostname == self.host
+        ):
+            raise InputError(
+                f"--upstream is {self.upstream!r}, which is the proxy's own address; give the engine's, or another --port"
+            )
         if self.listen_token is None and not is_loopback(self.host):
             raise InputError(
                 f"the network can reach {self.host}, and there is no token; set ROLLCAST_LISTEN_TOKEN, give --listen-token, or "
@@ -83,7 +91,7 @@ def _checked_upstream(given: str) -> str:
         text = f"http://{text}"
     try:
         parts = urlsplit(text)
-        good = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        good = bool(parts.hostname) and (parts.port is None or parts.port > 0) and not re.search(r"\s", text)
     except ValueError:
         good = False
     expected = "expected the engine's address, such as http://localhost:8000"
