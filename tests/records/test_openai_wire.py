@@ -225,10 +225,38 @@ def test_no_chunk_and_no_request_raises(fields):
 
 items = st.fixed_dictionaries(
     {},
-    optional=dict.fromkeys(["type", "role", "content", "call_id", "name", "arguments", "output", "input", "instructions", "tools", "status", "error", "usage", "item", "delta", "id"], junk)
+    optional=dict.fromkeys(
+        [
+            "type",
+            "role",
+            "content",
+            "call_id",
+            "name",
+            "arguments",
+            "output",
+            "input",
+            "instructions",
+            "tools",
+            "status",
+            "error",
+            "usage",
+            "item",
+            "delta",
+            "id",
+        ],
+        junk,
+    )
     | {
         "type": st.sampled_from(
-            ["message", "function_call", "function_call_output", "reasoning", "response.output_item.added", "response.completed", "error"]
+            [
+                "message",
+                "function_call",
+                "function_call_output",
+                "reasoning",
+                "response.output_item.added",
+                "response.completed",
+                "error",
+            ]
         ),
         "role": st.sampled_from(["user", "assistant", None]),
     },
