@@ -77,7 +77,10 @@ def tensor_batch(loop, step):
     from tensordict import NonTensorData, NonTensorStack, TensorDict
 
     given = make_batch(loop, sums=((1, 2), (30, 4))).non_tensor_batch
-    fields = {name: NonTensorStack.from_list([NonTensorData(value) for value in values]) for name, values in given.items()}
+    fields = {
+        name: NonTensorStack.from_list([NonTensorData(value) for value in values])
+        for name, values in given.items()
+    }
     fields["global_steps"] = NonTensorData(step)
     return TensorDict(fields, batch_size=[2])
 
