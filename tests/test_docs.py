@@ -31,7 +31,10 @@ from rollcast.records import PAYLOADS
 from rollcast.testing import ScriptedBackend
 
 ROOT = Path(__file__).parents[1]
-LOADED = (rollcast.BaseAgent, Proxy)  # before the event loop of a page runs: an import lists folders, which blocks it
+LOADED = (
+    rollcast.BaseAgent,
+    Proxy,
+)  # before the event loop of a page runs: an import lists folders, which blocks it
 PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 # Reference pages whose snippets are single lines, about an agent that is there already.

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from tokenizers import Tokenizer
 
+from attaching.defects import DEFECTS, also
 from rollcast import InputError, StreamingManager, attach
 from rollcast.attaching import vllm_engine
 from rollcast.models.tiny.backend import CHECKPOINT
@@ -352,6 +353,33 @@ def test_a_vllm_that_lacks_less_is_watched_as_far_as_it_goes(manager, caplog):
     assert [e.data["finish_reason"] for e in capture.of("chain_end")] == ["answered"]
     (said,) = [r.getMessage() for r in caplog.records if "written for" in r.getMessage()]
     assert "aborted" in said
+
+
+OURS = [
+    *DEFECTS,
+    *also(vllm_engine.Requests, "begin", "step", "end"),
+    *also(vllm_engine.Tap, "begin", "before", "after", "aborted", ways=("raises", "returns a wrong type")),
+]
+
+
+@pytest.mark.parametrize("defect", OURS, ids=str)
+def test_a_fault_of_ours_does_not_reach_the_engine(engine, manager, defect):
+    """Whatever breaks, and however, its methods return what they return, and its states are the same."""
+
+    def drive(engine):
+        engine.add("r1", "What?")
+        engine.add("r2", "What?")
+        returned = [engine.step(new("r1", "a"), new("r2", "b"))]
+        returned += [engine.output_processor.abort_requests(["r1"], internal=True)]
+        returned += [engine.step(new("r1", "c"), new("r2", "d", reason="stop"))]
+        return returned, engine.output_processor.request_states
+
+    expected = drive(LLM())
+    with defect.injected():
+        handle = attach.vllm(engine, manager=manager, record=None)
+        assert drive(engine) == expected
+        handle.detach(0.1)
+    assert set(vars(engine.output_processor)) == {"tokenizer", "request_states"}
 
 
 # -- the plugin --------------------------------------------------------------------------------------------------------

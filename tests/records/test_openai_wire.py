@@ -225,10 +225,38 @@ def test_no_chunk_and_no_request_raises(fields):
 
 items = st.fixed_dictionaries(
     {},
-    optional=dict.fromkeys(["type", "role", "content", "call_id", "name", "arguments", "output", "input", "instructions", "tools", "status", "error", "usage", "item", "delta", "id"], junk)
+    optional=dict.fromkeys(
+        [
+            "type",
+            "role",
+            "content",
+            "call_id",
+            "name",
+            "arguments",
+            "output",
+            "input",
+            "instructions",
+            "tools",
+            "status",
+            "error",
+            "usage",
+            "item",
+            "delta",
+            "id",
+        ],
+        junk,
+    )
     | {
         "type": st.sampled_from(
-            ["message", "function_call", "function_call_output", "reasoning", "response.output_item.added", "response.completed", "error"]
+            [
+                "message",
+                "function_call",
+                "function_call_output",
+                "reasoning",
+                "response.output_item.added",
+                "response.completed",
+                "error",
+            ]
         ),
         "role": st.sampled_from(["user", "assistant", None]),
     },
@@ -434,7 +462,7 @@ VLLM_WHOLE = {
         "logprobs": None, "finish_reason": "stop", "stop_reason": None, "token_ids": [5, 6, 7], "routed_experts": None,
     }],
     "service_tier": None, "system_fingerprint": None,
-    "usage": {"prompt_tokens": 3, "total_tokens": 6, "completion_tokens": 3, "prompt_tokens_details": None},
+    "usage": {"prompt_tokens": 3, "total_tokens": 6, "completion_tokens": 3, "prompt_tokens_details": None, "completion_tokens_details": None},
     "prompt_logprobs": None, "prompt_token_ids": [1, 2, 3], "prompt_text": None, "kv_transfer_params": None,
     "ec_transfer_params": None, "metrics": None,
 }  # fmt: skip

@@ -94,8 +94,8 @@ def to_trl(trajectories: Iterable[Trajectory], *, forked: Forked = "error") -> d
 def to_verl(trajectory: Trajectory, *, forked: Forked = "error") -> dict[str, Any]:
     """Return the fields of verl's `AgentLoopOutput`: `AgentLoopOutput(**to_verl(trajectory))` in an `AgentLoopBase.run`.
 
-    They are those of verl 0.8.0.dev, `verl/experimental/agent_loop/agent_loop.py` at commit b178a3c
-    (https://github.com/volcengine/verl/blob/b178a3cd56f58b2d502255daba591e92833930a7/verl/experimental/agent_loop/agent_loop.py).
+    They are those of verl 0.9.1, `verl/experimental/agent_loop/agent_loop.py` (https://pypi.org/project/verl/0.9.1/). Its fields for images
+    and videos, such as `mm_processor_output`, are left at verl's defaults.
     `num_turns` counts the messages of user, assistant and tool, as verl's loops do. `metrics` are seconds; `num_preempted` is
     left at verl's default. `extra_fields` has the chain's id and, if the backend tells them, the `policy_versions` of the
     response's tokens.

@@ -9,6 +9,7 @@ from verl.experimental.agent_loop import AgentLoopManager
 from verl.utils.import_utils import load_class_from_fqn
 
 from rollcast import StreamingManager, WebSocketStreamingServer
+from rollcast.attaching.verl import WatchedAgentLoopManager
 from rollcast.fleet import Hub
 from rollcast.serve import ServerSettings, Token
 from rollcast.testing import capture_events
@@ -24,7 +25,7 @@ SUMS = ((1, 2), (1, 2), (30, 4), (13, 4))
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(num_cpus=2, include_dashboard=False, configure_logging=False)
+    ray.init(num_cpus=8, include_dashboard=False, configure_logging=False)
     ray.cloudpickle.register_pickle_by_value(parts)  # the workers have no tests
     yield
     ray.cloudpickle.unregister_pickle_by_value(parts)
@@ -69,3 +70,49 @@ async def test_a_line_of_configuration_shows_every_worker(cluster, config, monke
     assert len(capture.of("tool_call_end")) == len(SUMS)
     ids = [chunk.data["token_ids"] for chunk in capture.of("llm_generation_chunk")]
     assert sum(map(len, ids)) == int(result.batch["response_mask"].sum())
+
+
+def tensor_batch(loop, step):
+    """The batch of the trainer's version 1, which repeats prompts itself."""
+    from tensordict import NonTensorData, NonTensorStack, TensorDict
+
+    given = make_batch(loop, sums=((1, 2), (30, 4))).non_tensor_batch
+    fields = {
+        name: NonTensorStack.from_list([NonTensorData(value) for value in values])
+        for name, values in given.items()
+    }
+    fields["global_steps"] = NonTensorData(step)
+    return TensorDict(fields, batch_size=[2])
+
+
+async def test_the_trainer_with_a_transfer_queue_is_watched_too(cluster, tmp_path, monkeypatch):
+    """Its workers answer later, through the queue; the run of a step ends when its last prompt is done."""
+    import transfer_queue as tq
+
+    config = make_config(
+        tmp_path,
+        **{
+            "trainer.use_v1": True,
+            "transfer_queue.enable": True,
+            "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
+            "actor_rollout_ref.rollout.n": 2,
+        },
+    )
+    tq.init(config.transfer_queue)
+    settings = ServerSettings(tokens=(Token("a-secret", ("read", "control", "publish")),))
+    seen = StreamingManager(publish=False)
+    async with Hub(WebSocketStreamingServer(port=0, settings=settings), seen) as hub:
+        monkeypatch.setenv("ROLLCAST_HUB", hub.server.url)
+        monkeypatch.setenv("ROLLCAST_HUB_TOKEN", "a-secret")
+        with capture_events(seen) as capture:
+            manager = await WatchedAgentLoopManager.create(config=config, llm_client=client(config))
+            assert type(manager).__mro__[1].__name__ == "AgentLoopManagerTQ"
+            manager.generate_sequences(tensor_batch("tool_agent", 7))
+            await wait_for(lambda: len(capture.of("run_end")) == 2)
+            stored = tq.kv_list(partition_id="train")
+        capture.check()
+    tq.close()
+    assert len(capture.of("chain_end")) == 4
+    assert sorted(start.data["index"] for start in capture.of("chain_start")) == [0, 0, 1, 1]
+    assert {run.data["train_step"] for run in capture.of("run_start")} == {7}
+    assert len([key for key in stored["train"] if key.endswith("_0")]) >= 4
