@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test quick soak crashes fleet-faults proxy-fuzz test-vllm attach-verl check check-page bench bench-vllm bench-attach-vllm checkpoint clean bench-openai test-interpreters guest-check
+.PHONY: demo test quick soak crashes fleet-faults proxy-fuzz attach-verifiers attach-trl test-vllm attach-verl check check-page bench bench-vllm checkpoint clean bench-openai test-interpreters guest-check bench-attach-vllm
 
 # The package alone: what `pip install rollcast` gives.
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -52,6 +52,21 @@ fleet-faults: $(VENV)/.dev
 # A hundred thousand drawn requests, and answers of engines, some of them nonsense, through a watched proxy; `make test` plays a twentieth.
 proxy-fuzz: $(VENV)/.dev
 	ROLLCAST_PROXY_FUZZ=100000 $(BIN)/python -m pytest -q tests/proxy/test_fuzz.py
+
+# verifiers through a watched proxy. It wants an older openai package, so it gets an environment of its own; its harness runs by uv.
+VERIFIERS_VENV ?= .venv-verifiers
+
+$(VERIFIERS_VENV)/.done:
+	test -x $(VERIFIERS_VENV)/bin/python || $(PYTHON) -m venv $(VERIFIERS_VENV)
+	$(VERIFIERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'verifiers==0.4.0' uv
+	touch $@
+
+attach-verifiers: $(VENV)/.dev $(VERIFIERS_VENV)/.done
+	ROLLCAST_TEST_VERIFIERS=$(VERIFIERS_VENV)/bin $(BIN)/python -m pytest -q tests/proxy/test_verifiers.py
+
+# Every defect of ours in a training of TRL, which takes minutes; the tests inject a few.
+attach-trl: $(VENV)/.dev
+	ROLLCAST_TRL_DEFECTS=all $(BIN)/python -m pytest -q tests/attaching/test_trl.py -k defect
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -135,6 +150,5 @@ checkpoint: $(VENV)/.dev
 	$(BIN)/python -m scripts.make_checkpoint build/checkpoint
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(VERL_VENV) rollcast-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist $(PAGE)/node_modules
-	rm -rf $(VENV) $(VLLM_VENV) .venv-3.* rollcast-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist $(PAGE)/node_modules
+	rm -rf $(VENV) $(VLLM_VENV) $(VERIFIERS_VENV) $(VERL_VENV) .venv-3.* rollcast-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist $(PAGE)/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -117,7 +117,7 @@ def _sample(model: bool, tokens: int) -> Iterator[str]:
 
 
 def _tokens(host: str, quick: bool) -> list[Figure]:
-    tokens, calls, rounds = (8, 2, 2) if quick else (64, 2, 9)
+    tokens, calls, rounds = (8, 2, 2) if quick else (96, 1, 9)
     trial = {"function": _function, "openai": _openai, "langchain": _langchain}[host]
     with_model = paired({way: lambda way=way: trial(way, True, tokens, calls) for way in WAYS}, rounds)  # type: ignore[misc]
     many = 4 * calls

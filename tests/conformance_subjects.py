@@ -116,7 +116,7 @@ def openai_vllm(scratch: Path, server: Any = None) -> BackendUnderTest:
     def make() -> Any:
         from rollcast.models.openai import OpenAIBackend
 
-        if running.running:
+        if running.is_running():
             running.restore()
         running.start()
         return OpenAIBackend("default", base_url=running.url, retries=1)

@@ -51,7 +51,7 @@ class VLLMServer:
         Raises:
             RuntimeError: it ended, or did not answer in time; the end of its log is in the message.
         """
-        if self.running:
+        if self.is_running():
             return self
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -69,21 +69,20 @@ class VLLMServer:
         atexit.register(self.kill)
         until = time.monotonic() + START_S
         while not self._answers():
-            if not self.running or time.monotonic() > until:
+            if not self.is_running() or time.monotonic() > until:
                 self.kill()
                 raise RuntimeError(f"the vLLM server did not start:\n{self.log.read_text()[-3000:]}")
             time.sleep(0.2)
         return self
 
-    @property
-    def running(self) -> bool:
+    def is_running(self) -> bool:
         """Whether its process runs."""
         return self._process is not None and self._process.poll() is None
 
     def _answers(self) -> bool:
         try:
             with urllib.request.urlopen(self.url + "/health", timeout=5) as answer:
-                return answer.status == 200
+                return bool(answer.status == 200)
         except (OSError, urllib.error.URLError):
             return False
 
@@ -95,6 +94,15 @@ class VLLMServer:
         with urllib.request.urlopen(asked, timeout=120) as answer:
             text = answer.read()
         return json.loads(text) if text.strip() else None
+
+    def cpu_s(self) -> float:
+        """The CPU seconds that the server and its engine have used."""
+        import psutil
+
+        assert self._process is not None
+        server = psutil.Process(self._process.pid)
+        times = [each.cpu_times() for each in (server, *server.children(recursive=True))]
+        return float(sum(each.user + each.system for each in times))
 
     def restore(self) -> None:
         """Load the weights that it was started with."""
@@ -115,7 +123,7 @@ class VLLMServer:
 
     def stop(self) -> None:
         """End the server."""
-        if self.running and self._process is not None:
+        if self.is_running() and self._process is not None:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(20)

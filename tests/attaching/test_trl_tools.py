@@ -9,7 +9,7 @@ pytest.importorskip("trl", reason="needs the extra")
 
 import torch
 
-from attaching.trl_trainings import is_equal, new_trainer, outcome, tokenizer_for_tools, turns
+from attaching.trl_trainings import is_equal, new_trainer, one_thread, outcome, tokenizer_for_tools, turns
 from rollcast import attach
 from rollcast.records import StreamEventType
 from rollcast.stream import StreamingManager
@@ -64,6 +64,7 @@ def scripted(trainer, *answers):
     trainer.model.generate = generate
 
 
+@one_thread()
 def trained(folder, answers, watched=True, **options):
     """One step on these answers; the trainer, its completions, and what was seen."""
     completions = []

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("trl", reason="needs the extra")
 
-from attaching.trl_trainings import is_equal, new_trainer, outcome
+from attaching.trl_trainings import is_equal, new_trainer, one_thread, outcome
 from rollcast import attach
 from rollcast.attaching import trl_vllm
 from rollcast.attaching.vllm_engine import Begun, Sampled
@@ -65,6 +65,7 @@ class Generation:
         return prompts, ids, logprobs, None
 
 
+@one_thread()
 def trained(folder, watched, monkeypatch, mode="colocate"):
     trainer = new_trainer(folder, max_steps=2)
     trainer.vllm_generation = generation = Generation(trainer.processing_class.eos_token_id, mode)

@@ -1,5 +1,7 @@
 """Small trainings of TRL on the embedded model, with and without us, for the tests of `attach`."""
 
+from contextlib import contextmanager
+
 import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, Qwen3ForCausalLM
@@ -10,6 +12,17 @@ from rollcast.models.tiny.backend import CHECKPOINT
 from rollcast.tasks import get_task
 
 TASK = get_task("arithmetic")
+
+
+@contextmanager
+def one_thread():
+    """Have torch use one thread meanwhile: on a busy machine two threads wait for each other most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def new_model():

@@ -462,7 +462,7 @@ VLLM_WHOLE = {
         "logprobs": None, "finish_reason": "stop", "stop_reason": None, "token_ids": [5, 6, 7], "routed_experts": None,
     }],
     "service_tier": None, "system_fingerprint": None,
-    "usage": {"prompt_tokens": 3, "total_tokens": 6, "completion_tokens": 3, "prompt_tokens_details": None},
+    "usage": {"prompt_tokens": 3, "total_tokens": 6, "completion_tokens": 3, "prompt_tokens_details": None, "completion_tokens_details": None},
     "prompt_logprobs": None, "prompt_token_ids": [1, 2, 3], "prompt_text": None, "kv_transfer_params": None,
     "ec_transfer_params": None, "metrics": None,
 }  # fmt: skip

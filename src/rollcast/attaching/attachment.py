@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 from rollcast.attaching.watch import Watch
@@ -51,6 +52,7 @@ class Attachment:
         self._undo: list[Callable[[], object]] = []
         self._detaching = threading.Lock()
         self.watch.on_aside = self._runs.close
+        self.watch.is_watched = partial(getattr, outlets.manager.fanout, "deliveries")
         outlets.join(self._runs)
         _all.add(self)
         # If what is attached is gone, and with it this handle, its run ends, and its thread.

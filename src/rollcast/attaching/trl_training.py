@@ -92,10 +92,11 @@ class Training:
         parent = self.run_at(more.get("policy_version", 0))
         about = self.about
         number = next(self._batches)
-        return self._attachment.open_run(
-            agent=about.agent, model=about.model, backend=about.backend, parent_run_id=parent.run_id,
-            run_id=None if self._shared is None else id_of_batch(parent.run_id, number), **more,
-        )  # fmt: skip
+        whole: RunAbout = {
+            **more, "agent": about.agent, "model": about.model, "backend": about.backend, "parent_run_id": parent.run_id,
+            "run_id": None if self._shared is None else id_of_batch(parent.run_id, number),
+        }  # fmt: skip
+        return self._attachment.open_run(**whole)
 
     def learned(self, run_id: str, advantages: Sequence[float]) -> None:
         """Note the advantages of a run's chains, in the order of their numbers; the next step's event has them."""

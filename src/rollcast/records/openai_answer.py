@@ -140,7 +140,7 @@ _SHAPES: dict[tuple[RequestKind, bool], dict[str, str]] = {
         "prompt_text kv_transfer_params ec_transfer_params metrics",
         "choice": "index? message? logprobs finish_reason stop_reason token_ids routed_experts",
         "said": "role? content refusal annotations audio function_call tool_calls? reasoning",
-        "usage": "prompt_tokens? total_tokens? completion_tokens? prompt_tokens_details",
+        "usage": "prompt_tokens? total_tokens? completion_tokens? prompt_tokens_details completion_tokens_details",
     },
     ("chat", False): {
         "top": "id? object? created? model? choices? usage? service_tier? system_fingerprint?",
@@ -152,7 +152,7 @@ _SHAPES: dict[tuple[RequestKind, bool], dict[str, str]] = {
         "top": "id? object? created? model? choices? service_tier system_fingerprint usage? kv_transfer_params ec_transfer_params "
         "metrics",
         "choice": "index? text? logprobs finish_reason stop_reason token_ids prompt_logprobs prompt_token_ids routed_experts",
-        "usage": "prompt_tokens? total_tokens? completion_tokens? prompt_tokens_details",
+        "usage": "prompt_tokens? total_tokens? completion_tokens? prompt_tokens_details completion_tokens_details",
     },
     ("completions", False): {
         "top": "id? object? created? model? choices? usage? system_fingerprint?",

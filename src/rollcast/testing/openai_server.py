@@ -97,6 +97,7 @@ class OpenAIServer:
         self.requests: list[ReceivedRequest] = []
         self.reloads = 0
         self.weight_version = "0"
+        self._announced: dict[int | None, str] = {}  # by the version that a served backend gives its tokens
         self.healthy = True
         self.model = model
         self.dialect: Dialect = dialect
@@ -241,7 +242,7 @@ class OpenAIServer:
             case "/update_weights_from_disk":
                 weights = given.get("model_path")
             case "/update_weight_version":
-                self.weight_version = given.get("new_version", self.weight_version)
+                self._announce(given.get("new_version", self.weight_version))
                 return web.json_response({"success": True})
             case "/weight_info" | "/get_model_info":
                 return web.json_response({"weight_version": self.weight_version})
@@ -263,10 +264,16 @@ class OpenAIServer:
             except InputError as error:
                 return _error(400, str(error))
         self.reloads += 1
-        self.weight_version = given.get("weight_version", str(self.reloads))
+        self._announce(given.get("weight_version", str(self.reloads)))
         return web.json_response(
             {"results": [None]} if "rpc" in request.path else {"success": True, "message": ""}
         )
+
+    def _announce(self, version: str) -> None:
+        """From now on, the weights have this version."""
+        self.weight_version = version
+        if isinstance(self._script, Backend):
+            self._announced[self._script.policy_version] = version
 
     async def _generated(self, request: web.Request, received: ReceivedRequest) -> web.StreamResponse:
         writer = BodyWriter.of(
@@ -276,7 +283,7 @@ class OpenAIServer:
             return _error(400, writer.refused)
         if isinstance(self._script, Backend):
             answer = ServedAnswer()
-            pieces = _from_backend(self._script, f"served-{next(self._numbers)}", writer)
+            pieces = _from_backend(self._script, f"served-{next(self._numbers)}", writer, self._announced)
         else:
             answer = await self._scripted(received)
             if answer.status != 200:
@@ -438,7 +445,9 @@ async def _chained(first: ServedPiece | None, rest: AsyncIterator[ServedPiece]) 
             await rest.aclose()
 
 
-async def _from_backend(backend: Backend, request_id: str, writer: BodyWriter) -> AsyncIterator[ServedPiece]:
+async def _from_backend(
+    backend: Backend, request_id: str, writer: BodyWriter, announced: dict[int | None, str]
+) -> AsyncIterator[ServedPiece]:
     """The tokens of a real backend as pieces of an answer."""
     body = writer.body
     stop = body.get("stop") or ()
@@ -468,7 +477,7 @@ async def _from_backend(backend: Backend, request_id: str, writer: BodyWriter) -
                 token_ids=delta.token_ids or [],
                 logprobs=delta.logprobs or [],
                 finish_reason=delta.finish_reason,
-                weight_version=delta.policy_version,
+                weight_version=announced.get(delta.policy_version, delta.policy_version),
             )
     finally:
         if hasattr(deltas, "aclose"):

@@ -11,7 +11,7 @@ from rollcast import BaseAgent
 from rollcast.errors import BackendClosedError, BackendError, InputError, PromptTooLongError
 from rollcast.models.backend import GenerationRequest, Sampling
 from rollcast.models.openai import OpenAIBackend
-from rollcast.models.tiny.backend import CHECKPOINT
+from rollcast.models.tiny.backend import CHECKPOINT, TinyBackend
 from rollcast.records.grammar import GrammarChecker
 from rollcast.testing import OpenAIServer, ServedAnswer, ServedCall, capture_events
 from rollcast.tools import calculator
@@ -391,3 +391,60 @@ async def test_many_chains_run_at_once(serve, connect):
     backend = await connect(server)
     everything = await asyncio.gather(*(read(backend, f"r{index}") for index in range(count)))
     assert all(ids_of(deltas) == WHOLE for deltas in everything)
+
+
+CONTROLS = {
+    "vllm": [
+        "GET /is_paused", "POST /pause?mode=keep&clear_cache=true", "POST /collective_rpc", "POST /update_weight_version",
+        "POST /resume",
+    ],
+    "sglang": [
+        "GET /is_paused", "GET /get_model_info", "POST /pause_generation", "POST /update_weights_from_disk",
+        "POST /continue_generation",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dialect", CONTROLS)
+async def test_new_weights_are_loaded_while_the_engine_is_paused(serve, connect, dialect):
+    """The engine's own paths are called in order, and later tokens carry the new version."""
+    server = await serve(probed(answer()), dialect=dialect)
+    backend = await connect(server, verify_weights=False)
+    before = len(server.requests)
+    await backend.update_weights("/somewhere", 3)
+    asked = [f"{got.method} {got.path}" for got in server.requests[before:]]
+    assert asked == CONTROLS[dialect]
+    assert (server.reloads, server.weight_version, backend.policy_version) == (1, "3", 3)
+    assert {delta.policy_version for delta in await read(backend)} == {3}
+
+
+async def test_every_engine_behind_a_router_gets_the_weights(serve, connect):
+    """`control_url` may be a list."""
+    router, *engines = [await serve(probed(answer())) for _ in range(3)]
+    backend = await connect(
+        router, verify_weights=False, control_url=[f"{engine.url}/v1" for engine in engines]
+    )
+    await backend.update_weights("/somewhere", 1)
+    assert [server.reloads for server in (router, *engines)] == [0, 1, 1]
+
+
+async def test_a_server_without_a_path_for_weights_says_what_to_do(serve, connect):
+    """Nothing is paused, and generations go on."""
+    backend = await connect(await serve("one", dialect="hosted"), verify_weights=False)
+    with pytest.raises(InputError, match="VLLM_SERVER_DEV_MODE=1"):
+        await backend.update_weights("/somewhere", 1)
+    assert await read(backend)
+
+
+async def test_weights_that_were_not_loaded_stop_everything(serve, connect):
+    """An engine that may have parts of both is not sampled from, until it has whole weights."""
+    tiny = TinyBackend()
+    server = await serve(tiny, model="tiny", context=1024)
+    backend = await connect(server, "tiny", verify_weights=False)
+    with pytest.raises(BackendError, match="could not load the weights of version 1"):
+        await backend.update_weights("/nowhere", 1)
+    with pytest.raises(BackendError, match="could not load the weights of version 1"):
+        await read(backend)
+    await backend.update_weights(CHECKPOINT, 2)
+    assert {delta.policy_version for delta in await read(backend, max_tokens=4)} == {2}
+    await tiny.close()
