@@ -122,6 +122,9 @@ async def test_it_shows_and_records(start, tmp_path):
         out, code = await proxy.rest()
     assert code == 0, out
     assert "2 watched" in out
+    assert "What is 2 + 2?" in out  # a chain is shown from its start
+    assert "joined at" not in out
+    assert "training" not in out
     assert "recorded: " in out
     shown = CliRunner().invoke(
         app, ["show", "latest", "--chain", "chain_0", "--record-dir", str(tmp_path / "records")]
