@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test quick soak crashes fleet-faults proxy-fuzz attach-verifiers attach-trl test-vllm attach-verl check check-page bench bench-vllm checkpoint clean bench-openai test-interpreters guest-check
+.PHONY: demo test quick soak crashes fleet-faults proxy-fuzz attach-verifiers attach-trl test-vllm attach-verl check check-page bench bench-vllm checkpoint clean bench-openai test-interpreters guest-check bench-attach-vllm
 
 # The package alone: what `pip install rollcast` gives.
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -122,6 +122,9 @@ guest-check: $(VENV)/.base
 
 bench-vllm: $(VLLM_VENV)/.done
 	$(VLLM_VENV)/bin/python -m benchmarks.vllm_bench
+
+bench-attach-vllm: $(VLLM_VENV)/.done
+	$(VLLM_VENV)/bin/python -m benchmarks.attach_vllm
 
 # verl's own agent loop worker, on a CPU, in an environment of its own. It is slow to build, so CI leaves it out. A skipped test fails here.
 VERL_VENV ?= .venv-verl

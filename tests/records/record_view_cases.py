@@ -353,6 +353,20 @@ def rewards_of_steps():
     )  # fmt: skip
 
 
+def reasoning_apart():
+    """A server sends reasoning apart; of the second turn its chunks are left out, and its end has all of it; the third is open."""
+
+    def thought(text, step=1):
+        return ("llm_generation_chunk", {"content": "", "offset": 0, "reasoning": text}, step)
+
+    first, second = end("It is 4."), end("It is 5.", step=2)
+    first[1]["reasoning"], second[1]["reasoning"] = "Two and two.", "Now one more."
+    return by_hand(
+        START, BEGIN, thought("Two and"), thought(" two."), chunk("It is 4.", 0), first, (*BEGIN[:2], 2), second,
+        (*BEGIN[:2], 3), thought("Hm", 3),
+    )  # fmt: skip
+
+
 def begun_again():
     """A second attempt under the same id: what was known of the first goes."""
     return by_hand(
@@ -395,7 +409,7 @@ def hostile():
 HAND = {
     f.__name__: f
     for f in (
-        overlap_after_a_snapshot, without_offsets, rewards_of_steps, begun_again, gap_and_no_snapshot, clock_goes_back, hostile,
+        overlap_after_a_snapshot, without_offsets, rewards_of_steps, reasoning_apart, begun_again, gap_and_no_snapshot, clock_goes_back, hostile,
     )
 }  # fmt: skip
 

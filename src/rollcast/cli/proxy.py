@@ -98,7 +98,9 @@ def proxy_command(options: ProxyOptions) -> int:
         drain_s=options.drain,
     )
     serving = options.serving.with_made_token(options.recording)
-    record = asyncio.run(_pass_on(options, settings, serving, server_at(serving)))
+    # With a history every token would be asked for, whether or not anybody looks: only a record of all tokens does that anyway.
+    server = server_at(serving, keeps_history=options.recording.level == "tokens")
+    record = asyncio.run(_pass_on(options, settings, serving, server))
     if record is not None:
         record.finish()
     return 0
