@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test quick soak crashes fleet-faults proxy-fuzz attach-verifiers test-vllm attach-verl check check-page bench bench-vllm checkpoint clean bench-openai test-interpreters guest-check
+.PHONY: demo test quick soak crashes fleet-faults proxy-fuzz attach-verifiers attach-trl test-vllm attach-verl check check-page bench bench-vllm checkpoint clean bench-openai test-interpreters guest-check bench-attach-vllm
 
 # The package alone: what `pip install rollcast` gives.
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -64,6 +64,10 @@ $(VERIFIERS_VENV)/.done:
 attach-verifiers: $(VENV)/.dev $(VERIFIERS_VENV)/.done
 	ROLLCAST_TEST_VERIFIERS=$(VERIFIERS_VENV)/bin $(BIN)/python -m pytest -q tests/proxy/test_verifiers.py
 
+# Every defect of ours in a training of TRL, which takes minutes; the tests inject a few.
+attach-trl: $(VENV)/.dev
+	ROLLCAST_TRL_DEFECTS=all $(BIN)/python -m pytest -q tests/attaching/test_trl.py -k defect
+
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -118,6 +122,9 @@ guest-check: $(VENV)/.base
 
 bench-vllm: $(VLLM_VENV)/.done
 	$(VLLM_VENV)/bin/python -m benchmarks.vllm_bench
+
+bench-attach-vllm: $(VLLM_VENV)/.done
+	$(VLLM_VENV)/bin/python -m benchmarks.attach_vllm
 
 # verl's own agent loop worker, on a CPU, in an environment of its own. It is slow to build, so CI leaves it out. A skipped test fails here.
 VERL_VENV ?= .venv-verl

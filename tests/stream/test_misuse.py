@@ -221,6 +221,15 @@ def test_calls_made_before_they_begin_have_ids_of_their_own():
     assert [record.call.call_id for record in chain.trajectory.tool_calls] == ["call_0", "call_1"]
 
 
+def test_an_id_that_is_made_is_not_that_of_an_open_call():
+    """A producer's own ids may look like those that are made."""
+    with StreamingManager().run() as run, run.chain(HELLO) as chain:
+        generated(chain)
+        with chain.tool_call("ask", {}, "call_0"), chain.tool_call("ask", {}) as made:
+            made.observation("4")
+    assert [record.call.call_id for record in chain.trajectory.tool_calls] == ["call_0", "call_1"]
+
+
 def test_generations_made_before_they_begin_are_counted_when_they_do():
     """The step is that of the beginning; a generation that is still open then ends with `error`."""
     manager = StreamingManager()

@@ -342,6 +342,8 @@ async def test_learning_needs_the_embedded_model_and_a_reward():
         await train(scripted, TASK, settings())
     with pytest.raises(InputError, match="no reward to learn from"):
         await train(BaseAgent(backend=TinyBackend(), tools=TASK.tools), TASK, settings())
+    with pytest.raises(InputError, match=r"expected a rollcast\.train\.GRPOConfig \(TRL's is for"):
+        await train(tiny_agent(), TASK, object())
 
 
 async def test_settings_reach_the_rollouts_and_the_batch(monkeypatch):

@@ -121,6 +121,7 @@ class Batch:
         self._rows: list[_Row] = []
         self._turn: list[_Row] = []
         self._masks: Sequence[Sequence[int]] | None = None
+        self._logprobs: Sequence[Sequence[float | None]] | None = None
 
     # -- the batch -----------------------------------------------------------------------------------------------------
 
@@ -259,14 +260,8 @@ class Batch:
             row.generation = row.chain.generation(prompt_tokens=row.generation.turn.prompt_tokens).start()
             row.texts, shown = self._texts.stream(), []
         new = completion[len(shown) :]
-        known = None
-        if logprobs is not None and len(logprobs) == len(completion):
-            known = [value for value in logprobs[len(shown) :] if value is not None]
-        row.generation.chunk(
-            row.texts.rest(completion),
-            new or None,
-            known if new and known and len(known) == len(new) else None,
-        )
+        known = None if logprobs is None else _numbers(logprobs[len(shown) :], len(new))
+        row.generation.chunk(row.texts.rest(completion), new or None, known)
 
     def _say_differs(self, row: _Row) -> None:
         text = "the ids that were shown are not those that the trainer learns from; those follow"
@@ -334,9 +329,16 @@ class Batch:
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
-    def masks(self, masks: Sequence[Sequence[int]] | None) -> None:
-        """Note which ids of completions that a `rollout_func` made are the model's: 1 for these, 0 for others; None: all are."""
-        self._masks = masks
+    def rolled_out(
+        self, masks: Sequence[Sequence[int]] | None, logprobs: Sequence[Sequence[float | None]] | None
+    ) -> None:
+        """Note what a `rollout_func` returned beside the ids.
+
+        Args:
+            masks: 1 for each id of a completion that the model sampled, 0 for the others; None: all are the model's.
+            logprobs: of each id of a completion; None if it gave none.
+        """
+        self._masks, self._logprobs = masks, logprobs
 
     def completed(self, prompts: Sequence[Any], completions: Sequence[Any], ids: Sequence[list[int]]) -> None:
         """All rows are complete, and are scored now.
@@ -351,7 +353,10 @@ class Batch:
         for j, row in enumerate(self._rows):
             self._close_turn(row)
             if not row.chain.trajectory.turns:
-                self._show_whole(row, ids[j], None if self._masks is None else self._masks[j])
+                self._show_whole(
+                    row, ids[j], None if self._masks is None else self._masks[j],
+                    None if self._logprobs is None else self._logprobs[j],
+                )  # fmt: skip
             elif len(row.ids) > len(ids[j]) and row.ids[: len(ids[j])] == ids[j]:
                 row.cut = len(row.ids) - len(ids[j])
                 row.ended = False
@@ -361,18 +366,23 @@ class Batch:
             if row.answer is None:
                 row.answer = completion if isinstance(completion, str) else _last_answer(completion)
 
-    def _show_whole(self, row: _Row, ids: list[int], mask: Sequence[int] | None) -> None:
+    def _show_whole(
+        self, row: _Row, ids: list[int], mask: Sequence[int] | None, logprobs: Sequence[float | None] | None
+    ) -> None:
         """Show a completion of which nothing was seen while it was made, a generation for each part that the model sampled."""
         row.ids = ids
         row.ended = bool(ids) and ids[-1] in self._about.ends
         between: list[int] = []
+        at = 0
         parts = _parts(ids, mask)
         for number, (is_model, part) in enumerate(parts):
+            of_part = None if logprobs is None else logprobs[at : at + len(part)]
+            at += len(part)
             if not is_model:
                 between = part
                 continue
             with row.chain.generation(prompt_ids=between, sampling=self._about.sampling) as generation:
-                generation.chunk(self._texts.of(part), part)
+                generation.chunk(self._texts.of(part), part, _numbers(of_part, len(part)))
                 generation.end("stop" if row.ended or number < len(parts) - 1 else "length")
             between = []
 
@@ -408,6 +418,14 @@ class Batch:
         elif row.calls:  # for which the trainer has no more iterations
             reason = "max_steps"
         row.chain.end(reason, row.answer)
+
+
+def _numbers(logprobs: Sequence[float | None] | None, count: int) -> list[float] | None:
+    """The log-probabilities of `count` ids, if all of them are known."""
+    if not logprobs or len(logprobs) != count:
+        return None
+    known = [float(value) for value in logprobs if value is not None]
+    return known if len(known) == count else None
 
 
 def _parts(ids: list[int], mask: Sequence[int] | None) -> list[tuple[bool, list[int]]]:

@@ -198,9 +198,11 @@ class TrainerHooks:
                 self._watch.tell(batch.prompts, prompts, self._tool_names(len(prompts)))
         result = method(*args, **kwargs)
         with self._watch.guarded():
-            if batch is not None and self._trainer.__dict__.get("rollout_func") is not None:
-                masks = result[2]  # what a rollout_func returns as `env_mask`
-                self._watch.tell(batch.masks, None if masks is None else [list(mask) for mask in masks])
+            if batch is not None and getattr(self._trainer, "rollout_func", None) is not None:
+                masks, logprobs = (
+                    None if rows is None else [list(row) for row in rows] for rows in (result[2], result[4])
+                )
+                self._watch.tell(batch.rolled_out, masks, logprobs)
         return result
 
     def _tool_names(self, count: int) -> list[list[str]]:

@@ -492,6 +492,8 @@ class ChainWriter:
         """
         if not call_id:
             with self.lock:
+                while f"call_{self._calls}" in self.tools_open:  # a producer's own ids may look like these
+                    self._calls += 1
                 call_id, self._calls = f"call_{self._calls}", self._calls + 1
         return ToolCallWriter(self, ToolRecord(ToolCall(call_id, tool_name, arguments)))
 

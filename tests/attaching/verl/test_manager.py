@@ -25,7 +25,7 @@ SUMS = ((1, 2), (1, 2), (30, 4), (13, 4))
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(num_cpus=2, include_dashboard=False, configure_logging=False)
+    ray.init(num_cpus=8, include_dashboard=False, configure_logging=False)
     ray.cloudpickle.register_pickle_by_value(parts)  # the workers have no tests
     yield
     ray.cloudpickle.unregister_pickle_by_value(parts)
@@ -91,9 +91,14 @@ async def test_the_trainer_with_a_transfer_queue_is_watched_too(cluster, tmp_pat
 
     config = make_config(
         tmp_path,
-        **{"trainer.use_v1": True, "transfer_queue.enable": True, "actor_rollout_ref.rollout.n": 2},
+        **{
+            "trainer.use_v1": True,
+            "transfer_queue.enable": True,
+            "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
+            "actor_rollout_ref.rollout.n": 2,
+        },
     )
-    await asyncio.to_thread(tq.init, config.transfer_queue)
+    tq.init(config.transfer_queue)
     settings = ServerSettings(tokens=(Token("a-secret", ("read", "control", "publish")),))
     seen = StreamingManager(publish=False)
     async with Hub(WebSocketStreamingServer(port=0, settings=settings), seen) as hub:
@@ -102,11 +107,11 @@ async def test_the_trainer_with_a_transfer_queue_is_watched_too(cluster, tmp_pat
         with capture_events(seen) as capture:
             manager = await WatchedAgentLoopManager.create(config=config, llm_client=client(config))
             assert type(manager).__mro__[1].__name__ == "AgentLoopManagerTQ"
-            await asyncio.to_thread(manager.generate_sequences, tensor_batch("tool_agent", 7))
+            manager.generate_sequences(tensor_batch("tool_agent", 7))
             await wait_for(lambda: len(capture.of("run_end")) == 2)
-            stored = await asyncio.to_thread(tq.kv_list, partition_id="train")
+            stored = tq.kv_list(partition_id="train")
         capture.check()
-    await asyncio.to_thread(tq.close)
+    tq.close()
     assert len(capture.of("chain_end")) == 4
     assert sorted(start.data["index"] for start in capture.of("chain_start")) == [0, 0, 1, 1]
     assert {run.data["train_step"] for run in capture.of("run_start")} == {7}

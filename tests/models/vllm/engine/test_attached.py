@@ -1,6 +1,7 @@
 """`rollcast.attach.vllm(engine)` and the plugin, on engines of vLLM that know nothing of Rollcast."""
 
 import asyncio
+import threading
 
 import pytest
 
@@ -218,6 +219,19 @@ def test_a_fault_of_ours_does_not_reach_the_engine(llm, monkeypatch, caplog, own
     said = [record for record in caplog.records if "steps aside" in record.getMessage()]
     assert len(said) <= 1
     assert len(said) == 1 or wrong is not breaks
+
+
+def test_code_of_ours_that_hangs_does_not_reach_the_engine(llm, monkeypatch):
+    """The caller gets the same, and detaching does not wait for it."""
+    without, over = plain(llm.generate(PROMPTS, parameters(n=2), use_tqdm=False)), threading.Event()
+    monkeypatch.setattr(vllm_engine.Requests, "step", lambda *_: over.wait())
+    handle = rollcast.attach.vllm(llm, manager=StreamingManager())
+    try:
+        assert plain(llm.generate(PROMPTS, parameters(n=2), use_tqdm=False)) == without
+        handle.detach(0.1)
+        assert plain(llm.generate(PROMPTS, parameters(n=2), use_tqdm=False)) == without
+    finally:
+        over.set()
 
 
 async def test_an_aborted_request_is_cancelled(model, environment):

@@ -241,3 +241,10 @@ def write_adapter(folder, model, seed):
 @pytest.fixture
 def adapter(model, tmp_path):
     return write_adapter(tmp_path / "adapter", model, seed=1)
+
+
+def test_the_plugin_leaves_its_engine_out(shared):
+    """The agent shows what it samples, so the plugin must not show it again."""
+    from rollcast.attaching.vllm_engine import SHOWN
+
+    assert vars(shared._engine._llm.output_processor)[SHOWN]
