@@ -7,7 +7,7 @@ chunk that has anything else, such as a tool call, an error or a version of the 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -15,7 +15,9 @@ from rollcast.records.openai_piece import MISSING_LOGPROB, Piece, pieces_of
 
 __all__ = ["chunk_pieces"]
 
+_Id = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 _PREFIX = "token_id:"
+_MOST_DIGITS = 18  # of an id, which is kept in 64 bits
 
 
 class _Entry(msgspec.Struct, gc=False):
@@ -44,8 +46,8 @@ class _Choice(msgspec.Struct, gc=False):
     text: str | None = None
     delta: _Delta | None = None
     logprobs: _Logprobs | None = None
-    token_ids: list[int] | None = None
-    prompt_token_ids: list[int] | None = None
+    token_ids: list[_Id] | None = None
+    prompt_token_ids: list[_Id] | None = None
     finish_reason: str | None = None
     weight_versions: None = None
     weight_version: None = None
@@ -56,7 +58,7 @@ class _Chunk(msgspec.Struct, gc=False):
     choices: tuple[_Choice]
     object: str | None = None
     usage: dict[str, Any] | None = None
-    prompt_token_ids: list[int] | None = None
+    prompt_token_ids: list[_Id] | None = None
     error: None = None
     weight_versions: None = None
     weight_version: None = None
@@ -114,6 +116,8 @@ def _read_logprobs(piece: Piece, logprobs: _Logprobs) -> None:
 def _ids_of(tokens: list[str]) -> list[int] | None:
     """The ids, if the tokens are written as ids."""
     numbers = [token.removeprefix(_PREFIX) for token in tokens if token.startswith(_PREFIX)]
-    if len(numbers) != len(tokens) or not all(number.isdecimal() for number in numbers):
+    if len(numbers) != len(tokens) or not all(
+        number.isdecimal() and len(number) <= _MOST_DIGITS for number in numbers
+    ):
         return None
     return list(map(int, numbers))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from rollcast.errors import InputError
+from rollcast.records.openai_piece import fit_64_bits
 
 __all__ = ["RequestKind", "WireRequest", "kind_of", "request_of"]
 
@@ -174,7 +175,7 @@ def _lacks(asked: Mapping[str, Any]) -> str | None:
 
 def _ids(value: Any) -> list[int] | None:
     ids = isinstance(value, list) and value and all(each.__class__ is int for each in value)
-    return value if ids else None
+    return value if ids and fit_64_bits(value) else None
 
 
 def _is_list(value: Any) -> bool:
