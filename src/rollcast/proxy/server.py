@@ -29,7 +29,7 @@ logger = logging.getLogger("rollcast.proxy")
 
 
 _SECRET = frozenset(("authorization", "x-api-key", "api-key"))  # sessions that these name are known by a hash
-MOST_READ = 64 << 20  # bytes of a request; a longer one is copied, and not watched
+MOST_READ = 16 << 20  # bytes of a request; a longer one is copied, and not watched
 
 
 class Proxy:
