@@ -2,7 +2,7 @@
 
 Each round runs the work of a host alone, attached but neither recorded nor watched, recorded, and watched token by token on a
 terminal. The model is 25 million parameters in NumPy, one matrix-vector product each a token, or for TRL a Qwen3 of that size. CPU
-time is that of the process with all threads, from before `attach` until `detach` has returned; the openai client's server is in it.
+time is that of the process with all threads, from before `attach` until everything is closed; the openai client's server is in it.
 The same is done without a model, for what a token costs in microseconds.
 """
 
@@ -56,10 +56,10 @@ def run(quick: bool, part: str = "") -> list[Figure]:
 def _watchers(way: Way) -> Iterator[StreamingManager]:
     """A manager with what records or watches."""
     with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         manager = StreamingManager(publish=False)
-        stack.callback(manager.close)
+        stack.callback(manager.close)  # before the folder goes
         if way == "recorded":
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
             manager.add_observer(ArchiveObserver(Path(folder) / "record"))
         elif way == "watched":
             nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
@@ -70,7 +70,7 @@ def _watchers(way: Way) -> Iterator[StreamingManager]:
 def _trial(
     way: Way, make: Callable[[], tuple[Any, Callable[[], Any]]], bind: Callable[[Any, Any], Any]
 ) -> float:
-    """CPU seconds of the work, from before it is attached until it is detached.
+    """CPU seconds of the work, from before it is attached until it is detached, and the record and the terminal are closed.
 
     Args:
         way: how it is watched.
@@ -84,7 +84,7 @@ def _trial(
         work()
         if handle is not None:
             handle.detach(60)
-        return time.process_time() - began
+    return time.process_time() - began
 
 
 # -- a model in NumPy --------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def _sample(model: bool, tokens: int) -> Iterator[str]:
 
 
 def _tokens(host: str, quick: bool) -> list[Figure]:
-    tokens, calls, rounds = (8, 2, 2) if quick else (96, 1, 9)
+    tokens, calls, rounds = (8, 2, 2) if quick else (96, 1, 7)
     trial = {"function": _function, "openai": _openai, "langchain": _langchain}[host]
     with_model = paired({way: lambda way=way: trial(way, True, tokens, calls) for way in WAYS}, rounds)  # type: ignore[misc]
     many = 4 * calls

@@ -66,6 +66,12 @@ BUFFERED = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def few_threads():
+    with one_thread():
+        yield
+
+
 @one_thread()
 def trained(folder, watched, kind=GRPOTrainer, detach_within=None, tokens=True, **options):
     """Train, attached or not; return the outcome, the trainer, and the events."""
@@ -405,8 +411,8 @@ class Detacher(TrainerCallback):
 
 def test_detached_in_the_middle_the_training_goes_on(tmp_path):
     """What was open is closed, and the weights are those of a training by itself."""
-    alone = trained(tmp_path, False, **BUFFERED | {"eval_strategy": "no", "reward_weights": None})
-    trainer = new_trainer(tmp_path, **BUFFERED | {"eval_strategy": "no", "reward_weights": None})
+    alone = trained(tmp_path, False)
+    trainer = new_trainer(tmp_path)
     manager, detacher = StreamingManager(), Detacher()
     trainer.add_callback(detacher)
     with capture_events(manager) as capture:

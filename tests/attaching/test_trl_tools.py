@@ -234,7 +234,7 @@ def test_a_defect_of_ours_changes_no_tool_call(tmp_path, monkeypatch):
     def defect(*_):
         raise ZeroDivisionError("a defect")
 
-    for place in ("look", "begins", "ends", "rows_of_next_turn"):
+    for place in ("look", "begins"):
         with monkeypatch.context() as patch:
             patch.setattr(f"rollcast.attaching.trl_tools.ToolLoop.{place}", defect)
             attached, completions, _ = trained(tmp_path / place, answers)

@@ -37,6 +37,7 @@ class Generation:
         self.llm = SimpleNamespace(llm_engine=SimpleNamespace(output_processor=object()))
         self.tell = self.told = None
         self.synced = 0
+        self.wrong = 0  # added to each id that is told
 
     def hook(self, processor, attachment, requests):
         assert processor is self.llm.llm_engine.output_processor
@@ -57,7 +58,12 @@ class Generation:
                 rows = [i for i, row in enumerate(ids) if step < len(row)]
                 sampled = [
                     Sampled(
-                        f"r{i}", [ids[i][step]], "", SimpleNamespace(logprobs=[logprobs[i][step]]), None, None
+                        f"r{i}",
+                        [ids[i][step] + self.wrong],
+                        "",
+                        SimpleNamespace(logprobs=[logprobs[i][step]]),
+                        None,
+                        None,
                     )
                     for i in reversed(rows)
                 ]
@@ -66,9 +72,10 @@ class Generation:
 
 
 @one_thread()
-def trained(folder, watched, monkeypatch, mode="colocate"):
+def trained(folder, watched, monkeypatch, mode="colocate", wrong=0):
     trainer = new_trainer(folder, max_steps=2)
     trainer.vllm_generation = generation = Generation(trainer.processing_class.eos_token_id, mode)
+    generation.wrong = wrong
     trainer.use_vllm, trainer.vllm_mode, trainer._last_loaded_step = True, mode, -1
     trainer.vllm_importance_sampling_correction = False
     monkeypatch.setattr(trl_vllm, "hook_processor", generation.hook)
@@ -96,6 +103,20 @@ def test_tokens_of_a_colocated_engine_are_those_of_their_rows(tmp_path, monkeypa
         assert [event.data["logprobs"] for event in of_row] == [[-0.5 - n / 10] for n in range(len(of_row))]
     assert not capture.of("error")
     assert {event.data["finish_reason"] for event in capture.of("llm_generation_end")} == {"stop"}
+
+
+def test_ids_that_differ_from_what_is_trained_on_are_told(tmp_path, monkeypatch, caplog):
+    """The chain says so, and the trainer's ids follow as a generation of their own."""
+    trainer, capture = trained(tmp_path, True, monkeypatch, wrong=1)
+    capture.check()
+    assert len(capture.of("error")) == 8
+    assert "not those that the trainer learns from" in capture.of("error")[0].data["error"]
+    first = capture.of("run_start")[1].run_id
+    of_row = [e for e in capture.events if e.run_id == first and e.chain_id == "chain_1"]
+    reasons = [e.data["finish_reason"] for e in of_row if e.event_type is T.LLM_GENERATION_END]
+    assert reasons == ["error", "stop"]
+    chunks = [e.data["token_ids"] for e in of_row if e.event_type is T.LLM_GENERATION_CHUNK]
+    assert chunks[-1] == [*SHORT, trainer.processing_class.eos_token_id]
 
 
 def test_turns_from_a_server_are_shown_when_they_are_whole(tmp_path, monkeypatch):

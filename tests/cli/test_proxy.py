@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 import rollcast
 from raw_engine import Engine, call, chunk, head
+from rollcast import WebSocketStreamingClient
 from rollcast.cli.app import app
 from rollcast.testing import OpenAIServer
 
@@ -121,12 +122,40 @@ async def test_it_shows_and_records(start, tmp_path):
         out, code = await proxy.rest()
     assert code == 0, out
     assert "2 watched" in out
+    assert "What is 2 + 2?" in out  # a chain is shown from its start
+    assert "joined at" not in out
+    assert "training" not in out
     assert "recorded: " in out
     shown = CliRunner().invoke(
         app, ["show", "latest", "--chain", "chain_0", "--record-dir", str(tmp_path / "records")]
     )
     assert "Twelve and a half." in shown.output
     assert "0.5" in shown.output
+
+
+async def test_who_looks_makes_a_call_a_stream(start):
+    """With `--serve` calls go through as they are until a client looks; then their tokens are seen."""
+    async with OpenAIServer("Four.") as server, aiohttp.ClientSession() as session:
+        proxy = await start("--upstream", server.url, "--serve", "0", "--no-color")
+        page = (await proxy.until(r"rollcast watch (ws://\S+)"))[1]
+        for _ in range(2):
+            await post(session, proxy.url, chat(server), "/chains/mine/v1/chat/completions")
+        assert not server.generations[-1].json.get("stream")
+        seen = asyncio.Event()
+
+        async def look():
+            async with WebSocketStreamingClient(page) as client:
+                async for event in client:
+                    if event.event_type == "llm_generation_chunk":
+                        seen.set()
+
+        looking = asyncio.create_task(look())
+        async with asyncio.timeout(60):
+            while not seen.is_set():
+                await post(session, proxy.url, chat(server), "/chains/mine/v1/chat/completions")
+        assert server.generations[-1].json["stream"] is True
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
 
 
 async def test_sigterm_under_load(start):

@@ -7,8 +7,9 @@ import logging
 import pytest
 
 from raw_engine import answer, call
-from rollcast import EventFilter
+from rollcast import EventFilter, WebSocketStreamingClient, WebSocketStreamingServer
 from rollcast.proxy.rewriting import EngineTraits
+from rollcast.serve import ServerSettings
 from rollcast.testing import OpenAIServer
 from rollcast.testing.observers import EventCapture
 from rollcast.testing.openai_server import ServedAnswer, ServedCall
@@ -465,3 +466,31 @@ async def test_a_key_that_the_engine_repeats_is_not_shown(stage, engine, status)
     await stage.seen("error")
     assert "secret-of-mine-1" not in str(stage.events.events)
     assert "[API key]" in str(stage.events.events)
+
+
+async def test_a_viewer_who_opens_a_chain_makes_it_a_stream(stage, until):
+    """While nobody looks at the server, calls go through as they are; once a client subscribes to a chain's tokens, its calls are streams."""
+    pages = WebSocketStreamingServer("127.0.0.1", 0, settings=ServerSettings(history_bytes=0))
+    async with pages, OpenAIServer("Four.") as server:
+        proxy = await stage.watch(server.url, pages.get_observer())
+        for _ in range(3):
+            await stage.post(proxy.url, chat(server), "/chains/mine/v1/chat/completions")
+        assert stage.watching.counts.turned == 0
+        assert stage.watching.counts.watched == 3
+        got = []
+
+        async def look():
+            async with WebSocketStreamingClient(pages.url, filter=EventFilter(chains="mine")) as client:
+                async for event in client:
+                    got.append(event)
+
+        looking = asyncio.create_task(look())
+        await until(lambda: stage.manager.wants("llm_generation_chunk", "mine"))
+        for name in ("mine", "other"):
+            await stage.post(proxy.url, chat(server), f"/chains/{name}/v1/chat/completions")
+        assert stage.watching.counts.turned == 1
+        await until(lambda: any(event.event_type == "llm_generation_chunk" for event in got))
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+        await proxy.stop()
+        stage.manager.remove_observer(pages.get_observer())

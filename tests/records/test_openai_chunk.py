@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollcast.records.openai_chunk import chunk_pieces
-from rollcast.records.openai_wire import pieces_of
+from rollcast.records.openai_wire import pieces_of, request_of
 
-IDS = st.lists(st.integers(0, 200_000), max_size=3)
+IDS = st.lists(st.integers(0, 200_000) | st.sampled_from([1 << 63, (1 << 63) - 1, -1, 1 << 80]), max_size=3)
 TEXT = st.text(max_size=8)
 LOGPROB = st.floats(-20, 0) | st.sampled_from([-9999.0, 0, -1, None, -9999.5])
 
@@ -20,7 +20,19 @@ def maybe(strategy):
     return st.none() | strategy
 
 
-TOKENS = st.lists(st.sampled_from(["token_id:7", "token_id:x", " word", "token_id:12"]), max_size=3)
+TOKENS = st.lists(
+    st.sampled_from(
+        [
+            "token_id:7",
+            "token_id:x",
+            " word",
+            "token_id:12",
+            "token_id:" + "9" * 5000,
+            "token_id:9223372036854775808",
+        ]
+    ),
+    max_size=3,
+)
 LOGPROBS = st.fixed_dictionaries(
     {},
     optional={
@@ -107,3 +119,13 @@ def test_a_usual_chunk_is_read_fast(seed):
     choice = {"index": 0, "text": " word", "logprobs": {"text_offset": [0], "token_logprobs": [-rng.random()], "tokens": ["token_id:7"], "top_logprobs": [{"token_id:7": -0.1}]}, "finish_reason": None, "stop_reason": None, "token_ids": [7]}  # fmt: skip
     (piece,) = chunk_pieces(json.dumps({"id": "a", "choices": [choice]}).encode())
     assert (piece.raw, piece.text, piece.token_ids) == (None, " word", [7])
+
+
+def test_ids_that_no_engine_has_are_none():
+    """An integer that does not fit into 64 bits is no token id, in a request and in an answer."""
+    assert request_of("completions", {"prompt": [1, 1 << 63]}).prompt_token_ids is None
+    assert (
+        pieces_of({"choices": [{"token_ids": [1 << 64], "prompt_token_ids": [1, -(1 << 70)]}]})[0].token_ids
+        is None
+    )
+    assert request_of("completions", {"prompt": [1, (1 << 63) - 1]}).prompt_token_ids == [1, (1 << 63) - 1]

@@ -393,11 +393,18 @@ class RunTree:
 
     def tool_began(self, about: Beginning, arguments: dict[str, Any] | str, call_id: str | None) -> None:
         """A tool is called."""
-        waits = self._waiting_for(call_id) if call_id and about.parent_id not in self._runs else None
+        at_the_top = about.parent_id not in self._runs
         run = self.began(about)
-        if waits is not None:
-            run.scope, run.ends = waits, []
-        scope = _asker(run, call_id) or _nearest(run)
+        around = (
+            self._waiting[::-1]
+            if at_the_top
+            else [each.scope for each in run.upwards() if each.scope is not None]
+        )
+        call_id = call_id or _called_like(around, about.name, arguments)
+        scope = next((each for each in around if call_id in each.pending), None)
+        if at_the_top and scope is not None:
+            run.scope, run.ends = scope, []
+        scope = scope or run.top.asked.get(call_id or "") or _nearest(run)
         if scope.chain is not None and (scope.chain.generation_open is not None or scope.chain.ended):
             scope = _own_scope(run)
         chain = scope.begun(self._run())
@@ -408,9 +415,6 @@ class RunTree:
         scope.pending.pop(call_id or "", None)
         run.scope = _Scope(about, scope)  # whatever the tool asks of a model
         run.ends.append(run.scope)
-
-    def _waiting_for(self, call_id: str) -> _Scope | None:
-        return next((scope for scope in reversed(self._waiting) if call_id in scope.pending), None)
 
     def tool_ended(
         self, run_id: Any, observation: str, status: ToolStatus, error: BaseException | None = None
@@ -443,12 +447,12 @@ def _nearest(run: _Run) -> _Scope:
     return scope
 
 
-def _asker(run: _Run, call_id: str | None) -> _Scope | None:
-    """The chain whose model asked for a tool call, which need not be around its run: a graph sends calls to a node of their own."""
-    if not call_id:
-        return None
-    around = (each.scope for each in run.upwards() if each.scope is not None)
-    return next((scope for scope in around if call_id in scope.pending), None) or run.top.asked.get(call_id)
+def _called_like(scopes: Sequence[_Scope], name: str, arguments: Any) -> str | None:
+    """The id of a call with this name and these arguments that one of the chains asked for: older versions of LangChain do not tell it."""
+    pending = (call for scope in scopes for call in scope.pending.values())
+    return next(
+        (call.call_id for call in pending if call.tool_name == name and call.arguments == arguments), None
+    )
 
 
 def _own_scope(run: _Run) -> _Scope:

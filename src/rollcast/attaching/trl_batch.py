@@ -260,14 +260,8 @@ class Batch:
             row.generation = row.chain.generation(prompt_tokens=row.generation.turn.prompt_tokens).start()
             row.texts, shown = self._texts.stream(), []
         new = completion[len(shown) :]
-        known = None
-        if logprobs is not None and len(logprobs) == len(completion):
-            known = [value for value in logprobs[len(shown) :] if value is not None]
-        row.generation.chunk(
-            row.texts.rest(completion),
-            new or None,
-            known if new and known and len(known) == len(new) else None,
-        )
+        known = None if logprobs is None else _numbers(logprobs[len(shown) :], len(new))
+        row.generation.chunk(row.texts.rest(completion), new or None, known)
 
     def _say_differs(self, row: _Row) -> None:
         text = "the ids that were shown are not those that the trainer learns from; those follow"

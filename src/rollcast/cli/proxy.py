@@ -98,7 +98,9 @@ def proxy_command(options: ProxyOptions) -> int:
         drain_s=options.drain,
     )
     serving = options.serving.with_made_token(options.recording)
-    record = asyncio.run(_pass_on(options, settings, serving, server_at(serving)))
+    # With a history every token would be asked for, whether or not anybody looks: only a record of all tokens does that anyway.
+    server = server_at(serving, keeps_history=options.recording.level == "tokens")
+    record = asyncio.run(_pass_on(options, settings, serving, server))
     if record is not None:
         record.finish()
     return 0
@@ -196,16 +198,27 @@ class _ShownFirst:
         self._most = most
         self._shown: list[str] = []
 
+    def begins(self, chain_id: str) -> None:
+        """A call is about to begin; if it begins a chain, that will have this id, and is shown from its start."""
+        if self._has_room():
+            self._show([*self._shown, chain_id])
+
     def began(self, chain_id: str) -> None:
         """A call of this chain began."""
-        if chain_id in self._shown:
-            return
+        if chain_id not in self._shown and len(self._shown) < self._most:
+            self._shown.append(chain_id)
+        self._show(self._shown)
+
+    def _has_room(self) -> bool:
         if len(self._shown) >= self._most:
             runs = list(self._manager.fanout.runs.values())
             self._shown = [shown for shown in self._shown if any(run.has_chain(shown) for run in runs)]
-        if len(self._shown) < self._most:
-            self._shown.append(chain_id)
-            self._console.filter = _of_chains(self._shown)
+        return len(self._shown) < self._most
+
+    def _show(self, chains: list[str]) -> None:
+        wanted = _of_chains(chains)
+        if wanted != self._console.filter:
+            self._console.filter = wanted
             self._manager.refresh(self._console)
 
 

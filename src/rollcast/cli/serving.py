@@ -68,8 +68,12 @@ class Serving:
         return replace(self, made=made_token(directory))
 
 
-def server_at(serving: Serving) -> WebSocketStreamingServer | None:
+def server_at(serving: Serving, *, keeps_history: bool = True) -> WebSocketStreamingServer | None:
     """Make the server for `--serve [HOST:]PORT` and its options, not started; None if nothing is to be served.
+
+    Args:
+        serving: the options.
+        keeps_history: whether clients that come later can have what was before; then every token is watched, whoever looks.
 
     Raises:
         InputError: this is not a port, an option is wrong or has no use, or the network could reach the server without a
@@ -92,7 +96,9 @@ def server_at(serving: Serving) -> WebSocketStreamingServer | None:
     host, _, port = serving.where.rpartition(":")
     if not port.isascii() or not port.isdecimal() or set("/@?#") & set(host):
         raise InputError(f"--serve is {shown_url(serving.where)!r}; expected PORT or HOST:PORT, such as 8765")
-    from rollcast.serve import ServerSettings, Token, WebSocketStreamingServer  # noqa: PLC0415  (most runs do not serve)
+    import msgspec  # noqa: PLC0415  (most runs do not serve)
+
+    from rollcast.serve import ServerSettings, Token, WebSocketStreamingServer  # noqa: PLC0415
     from rollcast.serve.access import is_loopback  # noqa: PLC0415
 
     host = host.strip("[]") or "localhost"
@@ -110,6 +116,8 @@ def server_at(serving: Serving) -> WebSocketStreamingServer | None:
         origins=serving.origins,
         hosts=serving.host_names,
     )
+    if not keeps_history:
+        settings = msgspec.structs.replace(settings, history_bytes=0)
     return WebSocketStreamingServer(host, int(port), token=serving.token, settings=settings)
 
 

@@ -42,7 +42,7 @@ def _not_of_a_bad_request(record: logging.LogRecord) -> bool:
 
 _of_aiohttp = logging.getLogger("rollcast.proxy.http")
 _of_aiohttp.addFilter(_not_of_a_bad_request)
-MOST_READ = 64 << 20  # bytes of a request; a longer one is copied, and not watched
+MOST_READ = 16 << 20  # bytes of a request; a longer one is copied, and not watched
 
 
 class Proxy:

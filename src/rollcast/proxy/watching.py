@@ -72,6 +72,10 @@ class Caller:
 class Showing(Protocol):
     """Decides which chains a console shows."""
 
+    def begins(self, chain_id: str) -> None:
+        """A call is about to begin; if it begins a chain, that will have this id."""
+        ...
+
     def began(self, chain_id: str) -> None:
         """A call of this chain began."""
         ...
@@ -166,12 +170,14 @@ class Watching:
             request = request_of(route, body)
         except InputError:
             return None  # the engine says what is wrong with it
-        call = self._talks(request).begin(
-            request, session=caller.session, group=caller.group, chain=caller.chain
-        )
+        talks, showing = self._talks(request), self._showing
+        if showing is not None:
+            run = talks.run
+            showing.begins(caller.chain or f"chain_{run.chains}{run.suffix}")
+        call = talks.begin(request, session=caller.session, group=caller.group, chain=caller.chain)
         self.counts.watched += 1
-        if self._showing is not None:
-            self._showing.began(call.chain_id)
+        if showing is not None:
+            showing.began(call.chain_id)
         watched = Watched(self, call, request, caller)
         if not request.stream and self.traits.may_turn(request) is True and call.wants_tokens():
             made = turned(body, request, self.traits)
@@ -189,6 +195,10 @@ class Watching:
                 "groups": 0,
             }
             about.update(self._about)
+            about["settings"] = {
+                **(about.get("settings") or {}),
+                "attached": "proxy",
+            }  # so that it is no training
             self._run = self.manager.run(**about).open()
             self._conversations = Conversations(self._run, idle_s=self._idle_s)
         return self._conversations

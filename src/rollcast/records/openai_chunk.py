@@ -15,8 +15,9 @@ from rollcast.records.openai_piece import MISSING_LOGPROB, Piece, pieces_of
 
 __all__ = ["chunk_pieces"]
 
+_Id = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 _PREFIX = "token_id:"
-_Id = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]  # as `is_ids`
+_MOST_DIGITS = 18  # of an id, which is kept in 64 bits
 
 
 class _Entry(msgspec.Struct, gc=False):
@@ -115,6 +116,8 @@ def _read_logprobs(piece: Piece, logprobs: _Logprobs) -> None:
 def _ids_of(tokens: list[str]) -> list[int] | None:
     """The ids, if the tokens are written as ids."""
     numbers = [token.removeprefix(_PREFIX) for token in tokens if token.startswith(_PREFIX)]
-    if len(numbers) != len(tokens) or not all(number.isdecimal() for number in numbers):
+    if len(numbers) != len(tokens) or not all(
+        number.isdecimal() and len(number) <= _MOST_DIGITS for number in numbers
+    ):
         return None
     return list(map(int, numbers))

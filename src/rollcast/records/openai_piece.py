@@ -19,17 +19,17 @@ __all__ = [
     "Piece",
     "VersionSpan",
     "calls_of",
+    "fit_64_bits",
     "generation_reason",
-    "is_ids",
     "piece_of",
     "pieces_of",
     "whole_answer_pieces",
 ]
 
-_MOST_ID = (1 << 63) - 1
 MISSING_LOGPROB = -9999.0  # what vLLM sends if there is no log-probability, since JSON has no infinity
 
 DONE = b"[DONE]"
+_MOST_DIGITS = 18  # of an id, which is kept in 64 bits
 _ID_PREFIX = "token_id:"  # how vLLM writes a token if `return_tokens_as_token_ids` is set
 _REASONS: dict[str, GenerationFinishReason] = {
     "length": "length",
@@ -279,14 +279,14 @@ def _arguments(value: Any) -> str:
 
 
 def _ids(value: Any) -> list[int] | None:
-    return value if is_ids(value) else None
-
-
-def is_ids(value: Any) -> bool:
-    """Whether this is a list of token ids: whole numbers from 0 that fit in 64 bits. It may be empty."""
     if not isinstance(value, list) or not all(each.__class__ is int for each in value):
-        return False
-    return not value or (min(value) >= 0 and max(value) <= _MOST_ID)
+        return None
+    return value if fit_64_bits(value) else None
+
+
+def fit_64_bits(ids: list[int]) -> bool:
+    """Whether these can be token ids, which are kept in 64 bits; JSON has integers of any size."""
+    return not ids or (min(ids) >= -(1 << 63) and max(ids) < 1 << 63)
 
 
 def _read_logprobs(piece: Piece, logprobs: dict[str, Any]) -> None:
@@ -319,7 +319,7 @@ def _ids_of_tokens(tokens: Iterable[Any]) -> list[int] | None:
         if not isinstance(token, str) or not token.startswith(_ID_PREFIX):
             return None
         number = token.removeprefix(_ID_PREFIX)
-        if not number.isdecimal():
+        if not number.isdecimal() or len(number) > _MOST_DIGITS:
             return None
         ids.append(int(number))
     return ids or None

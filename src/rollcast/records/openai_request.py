@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from rollcast.errors import InputError
-from rollcast.records.openai_piece import is_ids
+from rollcast.records.openai_piece import fit_64_bits
 
 __all__ = ["RequestKind", "WireRequest", "kind_of", "request_of"]
 
@@ -181,7 +181,8 @@ def _lacks(asked: Mapping[str, Any]) -> str | None:
 
 
 def _ids(value: Any) -> list[int] | None:
-    return value if value and is_ids(value) else None
+    ids = isinstance(value, list) and value and all(each.__class__ is int for each in value)
+    return value if ids and fit_64_bits(value) else None
 
 
 def _is_list(value: Any) -> bool:

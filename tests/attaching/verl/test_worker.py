@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -112,6 +113,22 @@ async def test_turns_tools_rows_and_groups_are_seen(config):
     ]
     assert {end.data["finish_reason"] for end in capture.of("chain_end")} == {"answered"}
     assert {end.data["steps"] for end in capture.of("chain_end")} == {2}
+
+
+async def test_the_reward_of_verls_reward_workers_is_the_chains(config):
+    """With what they say beside it as metrics."""
+
+    async def score(data):
+        length = float(data.non_tensor_batch["response_len"][0])
+        return {"reward_score": length, "reward_extra_info": {"acc": length > 5}}
+
+    worker = make_worker(config)
+    worker.reward_loop_worker_handles = [SimpleNamespace(compute_score=SimpleNamespace(remote=score))]
+    result, capture, _ = await watched(worker, make_batch("single_turn_agent"))
+    seen = [(event.data["reward"], event.data["metrics"]) for event in capture.of("reward")]
+    lengths = result.batch["response_mask"].sum(dim=1).tolist()
+    assert sorted(reward for reward, _ in seen) == sorted(map(float, lengths))
+    assert all(metrics == {"acc": reward > 5} for reward, metrics in seen)
 
 
 class BrokenError(Exception):
