@@ -8,6 +8,7 @@ import pytest
 
 from raw_engine import answer, call
 from rollcast import EventFilter, WebSocketStreamingClient, WebSocketStreamingServer
+from rollcast.proxy import passing
 from rollcast.proxy.rewriting import EngineTraits
 from rollcast.serve import ServerSettings
 from rollcast.testing import OpenAIServer
@@ -255,6 +256,18 @@ async def test_nonsense_in_a_stream_is_asked_again(stage):
     """If a stream that the proxy asked for cannot be read, the engine is asked with the caller's own request."""
     script = [ServedAnswer("Four."), ServedAnswer(chunks=[b"{nonsense"]), ServedAnswer("Five.")]
     async with OpenAIServer(script) as server:
+        proxy = await stage.watch(server.url)
+        await stage.post(proxy.url, chat(server))
+        _, _, body = await stage.post(proxy.url, chat(server))
+        assert json.loads(body)["choices"][0]["message"]["content"] == "Five."
+        assert server.generations[-1].json == chat(server)
+        await stage.end()
+
+
+async def test_a_stream_that_is_too_long_to_be_kept_is_asked_again(stage, monkeypatch):
+    """What is put together is bounded: beyond that, the engine is asked with the caller's own request."""
+    monkeypatch.setattr(passing, "MOST_KEPT", 1000)
+    async with OpenAIServer(["Four.", "A long answer. " * 20, "Five."]) as server:
         proxy = await stage.watch(server.url)
         await stage.post(proxy.url, chat(server))
         _, _, body = await stage.post(proxy.url, chat(server))

@@ -20,7 +20,7 @@ from rollcast.proxy.counts import Counts
 from rollcast.proxy.headers import bearer, passed_on
 from rollcast.proxy.paths import Target
 from rollcast.proxy.settings import ProxySettings
-from rollcast.proxy.watching import Watched
+from rollcast.proxy.watching import MOST_KEPT, Watched
 
 __all__ = ["GONE", "Body", "Passing", "Seen", "refused", "remove_what_was_added"]
 
@@ -192,7 +192,12 @@ class Passing:
         """Read the stream, and give the whole answer; None if there is none."""
         watched.answered(answer.status, answer.headers)
         try:
+            size = 0
             async for piece in answer.content.iter_any():
+                size += len(piece)
+                if size > MOST_KEPT:
+                    watched.failed(f"its stream has more than {MOST_KEPT:,} bytes; it is asked again")
+                    return None
                 watched.took(piece)
                 if watched.watching.off:
                     return None
