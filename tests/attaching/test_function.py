@@ -487,3 +487,21 @@ def test_a_recursion_that_reaches_the_limit_stays_the_host_s(attach, seen):
         down(0)
     seen.settle()
     assert seen.ends()[-1][0] == "error"
+
+
+def test_arguments_that_are_named_like_secrets_are_masked(attach, seen):
+    """Nobody who watches is sent a password or a key that the function was given under such a name."""
+
+    @attach
+    def ask(question, api_key, settings):
+        return api_key
+
+    given = {"password": "correct horse", "max_tokens": 3}
+    assert ask("why", "correct horse", given) == given["password"]
+    seen.settle()
+    (start,) = seen.starts()
+    assert json.loads(start["messages"][0]["content"]) == {
+        "question": "why",
+        "api_key": "[masked:name]",
+        "settings": {"password": "[masked:name]", "max_tokens": 3},
+    }
