@@ -195,10 +195,20 @@ class Plain(openai.AsyncOpenAI):
 
 async def test_an_async_client_with_plain_methods_is_seen(serve, attach, seen):
     """It is the client that says whether it is async, not how its methods are written."""
-    async with client_of(serve(), Plain) as client:
+    async with client_of(await asyncio.to_thread(serve), Plain) as client:
         attach(client)
         await client.chat.completions.create(model="scripted", messages=ASK)
     assert [each[0] for each in await asyncio.to_thread(generations, seen)] == ["It is 4."]
+
+
+def test_a_repeat_after_a_failed_request_is_no_child(client, seen):
+    """Who asks the same again begins a chain of its own, also if the first request had to be asked twice."""
+    client = client([ServedAnswer(status=500), "one", "two"])
+    with pytest.raises(openai.InternalServerError):
+        chat(client)
+    assert [chat(client).choices[0].message.content for _ in range(2)] == ["one", "two"]
+    assert [text for text, *_ in generations(seen)] == ["", "one", "two"]
+    assert [start.get("parent_chain_id") for start in seen.starts()] == [None, None]
 
 
 def test_a_stream_that_was_read_already_is_seen(serve, attach, seen):
