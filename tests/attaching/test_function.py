@@ -7,6 +7,7 @@ import functools
 import gc
 import inspect
 import json
+import sys
 import threading
 import traceback
 import weakref
@@ -455,3 +456,52 @@ def test_a_fault_of_ours_changes_no_result(defect, seen):
             watched("dogs", fail=True)
         watched.detach(0.2)
     assert watched("cats") == {"answer": "cats"}
+
+
+def test_a_recursion_that_reaches_the_limit_stays_the_host_s(attach, seen):
+    """The host's own errors come out of a recursion at the limit, and the function is watched afterwards."""
+    reached = []
+
+    @attach
+    def down(depth):
+        if depth == 0:
+            reached.append(True)
+            raise ValueError("the bottom")
+        return down(depth - 1)
+
+    came = []
+    limit = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(len(inspect.stack(0)) + 150)
+        for depth in range(40, 80):
+            reached.clear()
+            try:
+                down(depth)
+            except (ValueError, RecursionError) as error:
+                came.append((type(error), bool(reached)))
+    finally:
+        sys.setrecursionlimit(limit)
+    assert set(came) == {(ValueError, True), (RecursionError, False)}
+    assert down.attachment.attached
+    with pytest.raises(ValueError, match="the bottom"):
+        down(0)
+    seen.settle()
+    assert seen.ends()[-1][0] == "error"
+
+
+def test_arguments_that_are_named_like_secrets_are_masked(attach, seen):
+    """Nobody who watches is sent a password or a key that the function was given under such a name."""
+
+    @attach
+    def ask(question, api_key, settings):
+        return api_key
+
+    given = {"password": "correct horse", "max_tokens": 3}
+    assert ask("why", "correct horse", given) == given["password"]
+    seen.settle()
+    (start,) = seen.starts()
+    assert json.loads(start["messages"][0]["content"]) == {
+        "question": "why",
+        "api_key": "[masked:name]",
+        "settings": {"password": "[masked:name]", "max_tokens": 3},
+    }

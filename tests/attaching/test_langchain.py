@@ -317,6 +317,15 @@ def test_a_tool_that_is_called_without_langchain_is_seen_by_what_it_said(watched
     assert not seen.of("chain_0", "message")
 
 
+def test_a_call_that_nobody_makes_is_seen(watched):
+    """If the program stops at the last answer, what it asked for is still shown, as cancelled."""
+    seen = watched(lambda: Model(say=asks_then_answers).invoke([HumanMessage("What is 12 * 34?")]))
+    asked, left = seen.tool("chain_0")
+    assert (asked["tool_name"], asked["arguments"]) == ("multiply", {"a": 12, "b": 34})
+    assert left["status"] == "cancelled"
+    assert seen.end("chain_0")["finish_reason"] == "unknown"
+
+
 def test_an_answer_in_the_form_of_a_call_is_an_answer(watched):
     """`with_structured_output` asks for a call that nobody makes: its chain ends."""
     person = {

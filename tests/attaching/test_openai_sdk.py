@@ -186,6 +186,50 @@ def test_every_way_to_ask_is_seen(client, seen, way):
     assert [(text, reason) for text, _, reason, _ in generations(seen)] == [("It is 4.", "stop")]
 
 
+class Plain(openai.AsyncOpenAI):
+    """A client whose `request` is a plain function that returns something to await."""
+
+    def request(self, *args, **kwargs):
+        return super().request(*args, **kwargs)
+
+
+async def test_an_async_client_with_plain_methods_is_seen(serve, attach, seen):
+    """It is the client that says whether it is async, not how its methods are written."""
+    async with client_of(await asyncio.to_thread(serve), Plain) as client:
+        attach(client)
+        await client.chat.completions.create(model="scripted", messages=ASK)
+    assert [each[0] for each in await asyncio.to_thread(generations, seen)] == ["It is 4."]
+
+
+def test_a_repeat_after_a_failed_request_is_no_child(client, seen):
+    """Who asks the same again begins a chain of its own, also if the first request had to be asked twice."""
+    client = client([ServedAnswer(status=500), "one", "two"])
+    with pytest.raises(openai.InternalServerError):
+        chat(client)
+    assert [chat(client).choices[0].message.content for _ in range(2)] == ["one", "two"]
+    assert [text for text, *_ in generations(seen)] == ["", "one", "two"]
+    assert [start.get("parent_chain_id") for start in seen.starts()] == [None, None]
+
+
+def test_a_stream_that_was_read_already_is_seen(serve, attach, seen):
+    """A transport may hand over a stream whose bytes are all there, as those of mocks and caches do."""
+    server = serve()
+
+    class Stored(openai.DefaultHttpxClient):
+        def send(self, request, **options):
+            response = super().send(request, **{**options, "stream": True})
+            response.read()
+            return response
+
+    with client_of(server, http_client=Stored()) as client:
+        attach(client)
+        text = "".join(
+            each.choices[0].delta.content or "" for each in chat(client, stream=True) if each.choices
+        )
+    assert text == "It is 4."
+    assert [each[:3] for each in generations(seen)] == [("It is 4.", None, "stop")]
+
+
 async def test_an_async_client_is_seen(attach, seen):
     """All of its ways are; many calls at once are chains apart."""
     async with OpenAIServer("It is 4.") as server, client_of(server, openai.AsyncOpenAI) as client:

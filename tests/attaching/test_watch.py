@@ -142,6 +142,25 @@ def test_the_guard_keeps_our_exceptions_and_no_others(watch, caplog):
     assert caplog.text.count("steps aside") == 1
 
 
+def test_a_host_that_has_no_stack_left_stays_watched(watch, caplog):
+    """A `RecursionError` in a hook ends only that hook: it is said once, and what is told later is done."""
+    done = []
+
+    def deep():
+        return deep()
+
+    for _ in range(2):
+        with watch.guarded():
+            deep()
+    watch.tell(done.append, 1)
+    assert watch.flush(10)
+    assert watch.on
+    assert done == [1]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "so deep in a recursion" in record.getMessage()
+
+
 def test_what_a_signal_handler_of_the_host_raises_goes_on(watch):
     """A time-out by an alarm may strike while our own code runs, and is not our fault."""
 

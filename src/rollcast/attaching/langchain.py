@@ -155,6 +155,7 @@ class _Hooks:
         self._watch = attachment.watch
         self._tell = attachment.watch.tell
         self._tree = RunTree(lambda: attachment.run)
+        attachment.on_close(self._tree.close)
         self._as_answers: set[Any] = set()  # models whose tool calls are their answer
 
     host = property(lambda self: self._attachment.host)

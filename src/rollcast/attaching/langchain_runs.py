@@ -206,11 +206,20 @@ class _Scope:
             self.reported = failure
             self.chain.error(error, where, goes_on=True)
 
+    def _leave_tools(self, chain: ChainWriter) -> None:
+        """Show the calls that the last turn asked for and nobody made, or of which nobody told: nothing more will come of them."""
+        asked, self.pending = self.pending, {}
+        if chain.spoken_to or chain.generation_open is not None:
+            return
+        for call_id, call in asked.items():
+            chain.tool_call(call.tool_name, call.arguments, call_id).start().end("cancelled")
+
     def end(self, error: BaseException | None, *, unknown: bool = False, response: str | None = None) -> None:
         """End the chain, if it has begun; `response` is its result if no turn of its own has that."""
         chain = self.chain
         if chain is None or chain.ended:
             return
+        self._leave_tools(chain)
         if unknown:
             chain.end("unknown")
         elif error is None:
@@ -296,6 +305,12 @@ class RunTree:
         self._waiting.append(scope)
         if len(self._waiting) > MOST_WAITING:
             self._waiting.pop(0).end(None, unknown=True)
+
+    def close(self) -> None:
+        """End the chains that wait: nothing more comes. What is still going on is closed with its run."""
+        waiting, self._waiting = self._waiting, []
+        for scope in waiting:
+            scope.end(None, unknown=True)
 
     # -- models --------------------------------------------------------------------------------------------------------
 

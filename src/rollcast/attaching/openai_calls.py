@@ -203,11 +203,15 @@ class SdkCall:
 
     def got(self, response: Any, *, is_async: bool) -> None:
         """The response has come: with its body, or with a body that will be read."""
+        self._is_stream = str(response.headers.get("content-type", "")).startswith("text/event-stream")
         if response.is_closed:
             self._over = True
-            self._tell(self._whole, response.content)
+            if self._is_stream:  # it was read already, as one is that a transport made or had stored
+                self._tell(self._bytes, response.content)
+                self._tell(self._end)
+            else:
+                self._tell(self._whole, response.content)
             return
-        self._is_stream = str(response.headers.get("content-type", "")).startswith("text/event-stream")
         hooked = _AsyncBody(self, response) if is_async else _Body(self, response)
         hooked.put_on()
         weakref.finalize(response, self.leave).atexit = False

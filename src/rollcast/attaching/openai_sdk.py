@@ -75,7 +75,9 @@ class _Hooks:
 
     def of(self, client: Any) -> dict[str, Any]:
         """The hooks by name."""
-        makes = self._async_hooks if inspect.iscoroutinefunction(client.request) else self._hooks
+        # A subclass, or whoever hooked it before, may have made its methods plain functions that return something to await.
+        is_async = hasattr(client, "__aenter__") or inspect.iscoroutinefunction(client.request)
+        makes = self._async_hooks if is_async else self._hooks
         hooks = makes(client)
         for name in ("copy", "with_options"):
             hooks[name] = self._copying(getattr(client, name))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import os
+import sys
 import threading
 import weakref
 from collections import deque
@@ -49,12 +50,14 @@ class Watch:
     Attributes:
         on: whether acts are still taken. It becomes False for good when the watch steps aside or is closed.
         is_watched: tells whether anybody waits for what is told; if not, more is done at once.
+        cramped: set when a hook ran out of Python's stack; what it would have told is missing, and a warning says so once.
         on_aside: called once on the thread after it stepped aside, to close what is open. It is not called if the thread hangs.
     """
 
     def __init__(self, host: str, *, limit: int = BACKLOG_LIMIT) -> None:
         self.host = host
         self.on = True
+        self.cramped = False
         self.is_watched: Callable[[], object] = lambda: True
         self.on_aside: Callable[[], object] | None = None
         self._limit = limit
@@ -66,6 +69,7 @@ class Watch:
         self._thread: threading.Thread | None = None
         self._aside = False
         self._told = False
+        self._told_cramped = False
         self._ended = False
         self._pid = os.getpid()
         self._guard = _Guard(self)
@@ -90,7 +94,8 @@ class Watch:
     def guarded(self) -> _Guard:
         """A block, or a decorator, that keeps exceptions of our own code from the host: `with watch.guarded(): …`.
 
-        An `Exception` ends the block; it is logged once, and the watch steps aside. Other exceptions go on: Ctrl-C, the
+        An `Exception` ends the block; it is logged once, and the watch steps aside. A `RecursionError` only ends the block, since
+        it is the host's own recursion that leaves no room for ours. Other exceptions go on: Ctrl-C, the
         cancellation of a task, and what the host's own signal handlers raise. It never goes around the host's own code.
         """
         return self._guard
@@ -198,6 +203,8 @@ class Watch:
 
     def run_batch(self) -> bool:
         """Do what was told until now; False when the thread must end. Called on the thread."""
+        if self.cramped and not self._told_cramped:
+            self._say_cramped()
         acts = self._acts
         context = (
             contextvars.Context()
@@ -271,6 +278,16 @@ class Watch:
         self._thread, self._asleep = None, True
         self._bell, self._hurry, self._starting = _held(), _held(), threading.Lock()
 
+    def _say_cramped(self) -> None:
+        self._told_cramped = True
+        with suppress(Exception):  # a logging handler of the host's own may raise
+            logger.warning(
+                "%s was called so deep in a recursion that Python's limit (%d) left no room to watch it: "
+                "what happened there is not shown, or ends with 'unknown'",
+                self.host,
+                sys.getrecursionlimit(),
+            )
+
     def _say(self, error: BaseException | str) -> None:
         if self._told:
             return
@@ -322,6 +339,9 @@ class _Guard(ContextDecorator):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
+        if isinstance(error, RecursionError):  # nothing may be called here: there is no room
+            self._watch.cramped = True
+            return True
         if not isinstance(error, Exception) or by_signal(error):
             return False
         self._watch.step_aside(error)

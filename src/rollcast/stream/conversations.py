@@ -160,7 +160,9 @@ class Conversations:
                 if len(waiting) == 1 or (waiting and waiting[0].certain):
                     if waiting[0].certain or mark.length < trail.length:
                         return waiting[0], None
-                elif talks and branch is None:
+                elif (
+                    talks and branch is None and mark.length < trail.length
+                ):  # else it only asks the same again
                     branch = talks[0]
         main = self._named.get(name) if name is not None else None
         if main is not None:
