@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test quick soak crashes fleet-faults proxy-fuzz attach-verifiers attach-trl test-vllm attach-verl check check-page bench bench-vllm checkpoint clean bench-openai test-interpreters guest-check bench-attach-vllm
+.PHONY: demo test quick soak crashes fleet-faults proxy-fuzz attach-verifiers attach-agent-lightning attach-art attach-trl test-vllm attach-verl check check-page bench bench-vllm checkpoint clean bench-openai test-interpreters guest-check bench-attach-vllm
 
 # The package alone: what `pip install rollcast` gives.
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -65,6 +65,29 @@ $(VERIFIERS_VENV)/.done:
 
 attach-verifiers: $(VENV)/.dev $(VERIFIERS_VENV)/.done
 	ROLLCAST_TEST_VERIFIERS=$(VERIFIERS_VENV)/bin $(BIN)/python -m pytest -q tests/proxy/test_verifiers.py
+
+# agent-lightning and ART through a watched proxy, each in an environment of its own: both want Python 3.12 and an older openai package.
+PYTHON312 ?= $(or $(lastword $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/3.12*/bin/python)),python3.12)
+AGENT_LIGHTNING_VENV ?= .venv-agent-lightning
+ART_VENV ?= .venv-art
+
+$(AGENT_LIGHTNING_VENV)/.done:
+	command -v $(PYTHON312) >/dev/null || { echo 'agent-lightning needs Python 3.12; name one: make attach-agent-lightning PYTHON312=...' >&2; exit 1; }
+	test -x $(AGENT_LIGHTNING_VENV)/bin/python || $(PYTHON312) -m venv $(AGENT_LIGHTNING_VENV)
+	$(AGENT_LIGHTNING_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'agentlightning==1.0.2' 'openai<3' numpy
+	touch $@
+
+attach-agent-lightning: $(VENV)/.dev $(AGENT_LIGHTNING_VENV)/.done
+	ROLLCAST_TEST_AGENT_LIGHTNING=$(AGENT_LIGHTNING_VENV)/bin $(BIN)/python -m pytest -q tests/proxy/test_agent_lightning.py
+
+$(ART_VENV)/.done:
+	command -v $(PYTHON312) >/dev/null || { echo 'ART needs Python 3.12; name one: make attach-art PYTHON312=...' >&2; exit 1; }
+	test -x $(ART_VENV)/bin/python || $(PYTHON312) -m venv $(ART_VENV)
+	$(ART_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'openpipe-art==0.5.23'
+	touch $@
+
+attach-art: $(VENV)/.dev $(ART_VENV)/.done
+	ROLLCAST_TEST_ART=$(ART_VENV)/bin $(BIN)/python -m pytest -q tests/proxy/test_art.py
 
 # Every defect of ours in a training of TRL, which takes minutes; the tests inject a few.
 attach-trl: $(VENV)/.dev
@@ -152,5 +175,5 @@ checkpoint: $(VENV)/.dev
 	$(BIN)/python -m scripts.make_checkpoint build/checkpoint
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(VERIFIERS_VENV) $(VERL_VENV) .venv-3.* rollcast-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist $(PAGE)/node_modules
+	rm -rf $(VENV) $(VLLM_VENV) $(VERIFIERS_VENV) $(AGENT_LIGHTNING_VENV) $(ART_VENV) $(VERL_VENV) .venv-3.* rollcast-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist $(PAGE)/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
