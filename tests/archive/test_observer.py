@@ -639,6 +639,16 @@ async def test_a_run_that_has_just_begun_is_counted(stage, monkeypatch):
         assert (await asyncio.to_thread(read_run_file, stage.path)).status == "running"
 
 
+async def test_the_first_events_are_written_at_once(stage, monkeypatch, until):
+    """A program may be killed in its first moments, so the record waits less for more events then than it does later."""
+    monkeypatch.setattr(worker, "FLUSH_S", 600.0)
+    stage.observe()
+    async with stage.manager.run(chains=1):
+        await until(
+            lambda: any(b"run_start" in path.read_bytes() for path in stage.path.glob("events/*.jsonl"))
+        )
+
+
 async def test_a_forked_child_leaves_the_record_alone(stage):
     """It neither writes nor closes what is its parent's."""
     stage.observe()

@@ -1,5 +1,6 @@
 """Secrets in what comes from outside are masked and counted; what was sampled is not."""
 
+import asyncio
 import json
 import re
 from typing import get_type_hints
@@ -14,6 +15,7 @@ from rollcast.archive import Masker
 from rollcast.records import PAYLOADS, Trajectory
 from rollcast.records.codec import encode_described
 from rollcast.records.secrets import _FIELDS, secret_values
+from rollcast.testing import capture_events
 
 T = StreamEventType
 
@@ -228,6 +230,34 @@ async def test_a_record_has_no_secrets_from_outside(stage):
     assert trajectory.turns[0].text == f"I use {SECRET}"
     assert archive.facts.totals.masked == {"openai-key": archive.facts.totals.masked["openai-key"]}
     assert archive.facts.totals.masked["openai-key"] >= 5
+
+
+async def test_what_is_named_like_a_secret_is_not_recorded(stage):
+    """In arguments and rows, in events, snapshots and trajectories; the tool gets what the model asked for."""
+    stage.observe(masker=Masker(environ={}))
+    arguments = {"user": SECRET, "password": "correct horse", "deep": {"api_key": "staple battery"}}
+    async with stage.manager.run() as run:
+        with run.chain([{"role": "user", "content": "q"}], row={"token": "hunter22hunter"}) as chain:
+            with chain.generation():
+                pass
+            with chain.tool_call("login", arguments) as call:
+                assert call.record.call.arguments == arguments
+                with capture_events(stage.manager) as early:
+                    call.observation("in")
+                await stage.recorded()
+                await asyncio.to_thread(stage.observer._recorder.beat)
+                opened = (stage.path / "open.jsonl").read_bytes()
+            with capture_events(stage.manager) as late:
+                chain.end("answered")
+    archive = await stage.close()
+    assert late.events[0].event_type == "chain_snapshot"
+    recorded = [*archive.events(), archive.trajectory("chain_0").to_dict()]
+    recorded_text = opened + b"".join(map(msgspec.json.encode, recorded))
+    text = recorded_text + b"".join(map(msgspec.json.encode, [*early.events, *late.events]))
+    assert opened.count(b"[masked:name]") == 2
+    assert SECRET.encode() not in recorded_text
+    for secret in (b"correct horse", b"staple battery", b"hunter22hunter"):
+        assert secret not in text
 
 
 async def test_the_hash_of_a_masked_prompt_is_that_of_what_was_asked(stage):

@@ -68,6 +68,44 @@ def test_what_cannot_be_attached_is_refused_with_what_can(x):
         rollcast.attach(x)
 
 
+def with_method(module, *bases):
+    """A class with a method, as if it came from that module."""
+
+    def train(self):
+        return "trained"
+
+    return type("Made", bases, {"__module__": module, "train": train})
+
+
+TRAINER = type(made("trl.trainer.grpo_trainer", "GRPOTrainer"))
+RUNNABLE = type(made("langchain_core.runnables.base", "Runnable"))
+
+
+@pytest.mark.parametrize(
+    ("method", "what"),
+    [
+        (
+            with_method("trl.trainer.rloo_trainer", TRAINER)().train,
+            "GRPOTrainer of TRL: attach the whole, with rollcast.attach.trl",
+        ),
+        (
+            with_method("langgraph.pregel.main", RUNNABLE)().train,
+            "LangGraph: attach the whole, with rollcast.attach.langchain",
+        ),
+    ],
+)
+def test_a_method_of_a_host_is_refused(method, what):
+    """Somebody who attaches `trainer.train` means the trainer."""
+    with pytest.raises(InputError, match=what):
+        rollcast.attach(method)
+
+
+def test_a_method_of_ones_own_is_a_function(seen):
+    """A subclass of a host may have methods of its own: they are functions like any other."""
+    mine = with_method("my_code", TRAINER)()
+    assert rollcast.attach(mine.train, manager=seen.manager_of_it)() == "trained"
+
+
 def test_a_class_is_refused_with_what_to_do():
     """Its object is meant."""
     with pytest.raises(InputError, match="attach got the class dict; make one and attach that; what can"):

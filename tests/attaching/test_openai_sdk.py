@@ -814,3 +814,46 @@ def test_events_of_responses_are_read(event, shown):
         assert pieces == []
     else:
         assert (pieces[0].error and "error", None if shown[0] else pieces[0].finish_reason) == shown
+
+
+def parts_of_a_client():
+    client = openai.OpenAI(api_key="none")
+    chat = openai.AsyncOpenAI(api_key="none").chat
+    create = client.chat.completions.create
+    return {
+        "method": create,
+        "async method": chat.completions.create,
+        "with arguments": functools.partial(create, model="m"),
+        "raw": client.chat.completions.with_raw_response.create,
+        "of the client": client.copy,
+        "resource": client.responses,
+        "resources": chat,
+    }
+
+
+@pytest.mark.parametrize("name", parts_of_a_client())
+def test_a_part_of_a_client_is_refused(name):
+    """One sentence says to attach the whole; of a method also how to watch it alone."""
+    with pytest.raises(
+        InputError,
+        match=r"a part of a client of the openai package: attach the whole, with rollcast\.attach\.openai",
+    ) as raised:
+        rollcast.attach(parts_of_a_client()[name])
+    assert ("rollcast.attach.function" in str(raised.value)) is not name.startswith("resource")
+
+
+def test_a_function_of_ones_own_around_a_method_is_a_function(seen):
+    """Its author may have said with `functools.wraps` what it is like."""
+    create = openai.OpenAI(api_key="none").chat.completions.create
+
+    @functools.wraps(create)
+    def mine(**fields):
+        return fields
+
+    assert rollcast.attach(mine, manager=seen.manager_of_it)(model="m") == {"model": "m"}
+
+
+def test_a_method_may_be_watched_alone(seen):
+    """The named form means what it says."""
+    copy = openai.OpenAI(api_key="none").copy
+    assert rollcast.attach.function(copy, manager=seen.manager_of_it)(timeout=3.0).timeout == 3.0

@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
-from rollcast.archive import Archive, list_records
+from rollcast.archive import Archive, list_records, recover
+from rollcast.records import check_events
 
 HEAD = """
 import os, sys, threading, time
@@ -118,6 +120,46 @@ def test_os_exit_leaves_what_was_written(program):
     assert (code, err) == (5, "")
     (entry,) = list_records(program.records)
     assert entry.state == "crashed"
+
+
+def test_sigterm_leaves_what_was_written(program):
+    """It kills a Python program at once; what was written until then can be recovered."""
+    process = program.start("answer('why')\nprint('ready', flush=True)\nwhile True: time.sleep(0.01)")
+    assert process.stdout.readline() == "ready\n"
+    give_up = time.monotonic() + 60
+    while not any(b"chain_end" in path.read_bytes() for path in program.records.glob("*/events/*.jsonl")):
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (-signal.SIGTERM, "")
+    (entry,) = list_records(program.records)
+    assert entry.state == "crashed"
+    recover(entry.path)
+    _, chains = program.recorded()
+    check_events([*Archive.open(entry.path).events()])
+    assert chains == [("answered", "answer to why")]
+
+
+def test_sigterm_with_a_handler_leaves_a_whole_record(program):
+    """The line that docs/attach/index.md gives: the program ends as programs do."""
+    process = program.start(
+        """
+        import signal
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        answer('why')
+        print('ready', flush=True)
+        while True: time.sleep(0.01)
+        """
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert err.startswith("recorded: ")
+    entry, chains = program.recorded()
+    assert entry.state == "ended"
+    assert chains == [("answered", "answer to why")]
 
 
 def test_a_thread_that_still_calls_at_the_end(program):

@@ -22,6 +22,7 @@ from rollcast.records.jsonable import (
     described,
     plain_scalar,
     plain_scalars,
+    shown_arguments,
 )
 
 
@@ -249,6 +250,16 @@ def test_the_fields_of_a_row_share_their_room():
     assert bounded_row(row) == shown
     assert bounded_row(row, 130) == shown | {"list": "<list (40)>"}
     assert bounded_row({}) == {}
+
+
+def test_secrets_of_a_call_are_not_shown():
+    """Neither deep in its arguments; the tool's own are not changed, and text that is no object is shown as it is."""
+    arguments = {"query": "x", "login": [{"password": "correct horse", "user": "me"}], "max_tokens": 3}
+    shown = shown_arguments(arguments)
+    assert shown == arguments | {"login": [{"password": "[masked:name]", "user": "me"}]}
+    assert arguments["login"][0]["password"] == "correct horse"
+    assert shown_arguments({"query": "x"}) == {"query": "x"}
+    assert shown_arguments('{"password": "correct horse"') == '{"password": "correct horse"'
 
 
 def test_secrets_of_a_row_are_not_shown():

@@ -20,6 +20,7 @@ logger = logging.getLogger("rollcast.archive")
 T = StreamEventType
 
 FLUSH_S = 0.15  # an event waits here for no longer: with the observer's own rest and the write it makes less than 0.25 s
+FIRST_FLUSH_S = 0.01  # then twice as long each time: a program that is killed in its first moments leaves what it did in them
 BEAT_S = 10.0
 FIRST_BEAT_S = 0.5  # then twice as long each time, so that a list shows something of a run that has just begun or died early
 _SOON = 2048  # with this many waiting events they are written at once; the more a chain has among them, the fewer lines
@@ -143,7 +144,9 @@ class Worker:
             self._attempt(self._recorder.open)
             pause = min(FIRST_BEAT_S, BEAT_S)
             next_beat = time.monotonic() + pause
-            while self._write_what_waits():
+            flush = min(FIRST_FLUSH_S, FLUSH_S)
+            while self._write_what_waits(flush):
+                flush = min(2 * flush, FLUSH_S)
                 if time.monotonic() >= next_beat:
                     self._attempt(self._recorder.beat)
                     pause = min(2 * pause, BEAT_S)
@@ -156,11 +159,11 @@ class Worker:
             for promise in (*promises, self._stopped):
                 fulfil(promise)
 
-    def _write_what_waits(self) -> bool:
-        """One round. False if it was the last."""
+    def _write_what_waits(self, longest: float) -> bool:
+        """One round, which lets events wait for at most `longest` seconds. False if it was the last."""
         with self._wake:
             if not self._urgent:
-                self._wake.wait(FLUSH_S)
+                self._wake.wait(longest)
             events, self._events, self._bytes = self._events, [], 0
             trajectories, self._trajectories, self._trajectory_bytes = self._trajectories, [], 0
             lost, self._trajectories_lost = self._trajectories_lost, 0

@@ -39,7 +39,7 @@ from rollcast.archive.skeleton import Skeleton
 from rollcast.errors import ArchiveError
 from rollcast.records import StreamEvent, StreamEventType, Trajectory, encode_lines
 from rollcast.records.codec import encode_described, one_line_json
-from rollcast.records.jsonable import JSON_ERRORS, as_json
+from rollcast.records.jsonable import JSON_ERRORS, as_json, without_named_secrets
 from rollcast.records.lanes import Lane
 from rollcast.records.secrets import Masker
 from rollcast.stream.fanout import OpenPart
@@ -371,14 +371,14 @@ class Recorder:
 
     def _write_trajectories(self, trajectories: Sequence[Trajectory]) -> None:
         masker = self._masker
-        if masker is None or not _may_hold_secrets([*map(_outside_of, trajectories)], masker):
-            lines = [_trajectory_line(trajectory, None) for trajectory in trajectories]
-        else:
-            looked_at = [_may_hold_secrets(_outside_of(trajectory), masker) for trajectory in trajectories]
-            lines = [
-                _trajectory_line(trajectory, masker if may else None)
-                for trajectory, may in zip(trajectories, looked_at, strict=True)
-            ]
+        some_may = masker is not None and _may_hold_secrets([*map(_outside_of, trajectories)], masker)
+        lines = []
+        for trajectory in trajectories:
+            may = masker is not None and (
+                (some_may and _may_hold_secrets(_outside_of(trajectory), masker))
+                or _names_secrets(trajectory)
+            )
+            lines.append(_trajectory_line(trajectory, masker if may else None))
         try:
             self._ensure_open()
             first = self._trajectories.position
@@ -398,7 +398,7 @@ class Recorder:
         """Say that the writer lives, and how far the open generations are."""
         if not self._opened:
             return
-        rows = [part._asdict() for part in self._open_parts()]
+        rows = [_open_row(part, self._masker) for part in self._open_parts()]
         try:
             if self._lock.is_gone():  # it was taken away, perhaps for good: only an event makes it again
                 return
@@ -597,6 +597,18 @@ def _outside_of(trajectory: Trajectory) -> list[Any]:
     """The trajectory's values that did not come from the model, and its messages."""
     calls = [turn.tools for turn in trajectory.turns]
     return [trajectory.row, trajectory.messages, calls, trajectory.error]
+
+
+def _open_row(part: OpenPart, masker: Masker | None) -> dict[str, Any]:
+    """A row of `open.jsonl`: what the model says is as it is, and what came from outside as in the events."""
+    calls = without_named_secrets(as_json(part.tool_calls))
+    return part._asdict() | {"tool_calls": calls if masker is None else masker.value(calls)}
+
+
+def _names_secrets(trajectory: Trajectory) -> bool:
+    """Whether a field of its row, or of its calls' arguments, is named like a secret and holds one."""
+    calls = (record.call.arguments for turn in trajectory.turns for record in turn.tools)
+    return any(without_named_secrets(each) is not each for each in map(as_json, (trajectory.row, *calls)))
 
 
 def _may_hold_secrets(outside: list[Any], masker: Masker) -> bool:

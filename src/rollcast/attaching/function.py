@@ -16,8 +16,8 @@ from rollcast.attaching.attachment import Attachment
 from rollcast.attaching.deferred import DeferredChain, copied
 from rollcast.errors import InputError, MessagesError
 from rollcast.failures import class_name_of
+from rollcast.records.jsonable import without_named_secrets
 from rollcast.stream.chain import ChainWriter, chain_here, innermost
-from rollcast.text import looks_secret
 
 __all__ = ["attach", "check"]
 
@@ -93,7 +93,7 @@ class _Calls:
 
     def _make(self, given: dict[str, Any], parent: DeferredChain | None) -> ChainWriter:
         """On the watch's thread."""
-        given = {name: _without_secret(name, value) for name, value in given.items()}
+        given = without_named_secrets(given)
         run = self._attachment.run
         known: dict[str, Any] = {}
         if parent is not None and parent.writer is not None:
@@ -291,13 +291,6 @@ def _parameters(function: Any) -> list[str]:
         return []
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return ["", *names[1:]] if names[:1] in (["self"], ["cls"]) else names
-
-
-def _without_secret(name: str, value: Any) -> Any:
-    """The argument, or what is shown for it if its name says that it is a password or a key. Fields of dicts are arguments too."""
-    if isinstance(value, dict):
-        return {key: _without_secret(key, each) for key, each in value.items()}
-    return "[masked:name]" if isinstance(value, str) and looks_secret(name, value) else value
 
 
 def _conversations(given: dict[str, Any]) -> list[Any]:

@@ -36,6 +36,8 @@ __all__ = [
     "object_or_text",
     "plain_scalar",
     "plain_scalars",
+    "shown_arguments",
+    "without_named_secrets",
 ]
 
 JSON_ERRORS = (
@@ -47,6 +49,7 @@ DEPTH_LIMIT = 64  # less than JSON readers can take
 QUICK_DEPTH = 3  # how deep the quick check looks: an event's data, a list of messages, a message
 QUICK_LENGTH = 32  # so that the quick check stays quick for lists that contain each other many times over
 CONTAINERS_LIMIT = 100_000  # in one value: lists that contain each other many times over grow without end
+MASKED_BY_NAME = "[masked:name]"  # in place of a text that looks secret by its field's name
 VALUE_LIMIT = 64 << 10  # characters of JSON that one field of a row may take in an event
 _SHORT = 64  # characters of a row's field that is always shown
 _INT_LIMIT = 1 << 4096  # Python writes at most 4,300 digits
@@ -129,12 +132,34 @@ def bounded_row(fields: Mapping[Any, Any], limit: int = VALUE_LIMIT) -> dict[str
     left = limit
     for name, value in shown.items():
         if isinstance(value, str) and looks_secret(name, value):
-            value = shown[name] = "[masked:name]"  # noqa: PLW2901  (it is what is shown)
+            value = shown[name] = MASKED_BY_NAME  # noqa: PLW2901  (it is what is shown)
         size = len(name) + len(msgspec.json.encode(value))
         if size <= max(left, _SHORT):
             left -= size
         else:
             shown[name] = described(value)
+    return shown
+
+
+def without_named_secrets(value: Any) -> Any:
+    """JSON, as `as_json` makes it, without the texts that look secret by the names of their fields, at any depth; the same object if there are none."""
+    if isinstance(value, dict):
+        shown = {
+            name: MASKED_BY_NAME
+            if isinstance(item, str) and isinstance(name, str) and looks_secret(name, item)
+            else without_named_secrets(item)
+            for name, item in value.items()
+        }
+        return shown if any(shown[name] is not value[name] for name in value) else value
+    if isinstance(value, list):
+        items = [without_named_secrets(item) for item in value]
+        return items if any(a is not b for a, b in zip(items, value, strict=True)) else value
+    return value
+
+
+def shown_arguments(value: Any) -> dict[str, Any] | str:
+    """The arguments of a call as they are shown: an object or text, without texts that look secret by the names of their fields."""
+    shown: dict[str, Any] | str = without_named_secrets(object_or_text(value))
     return shown
 
 

@@ -21,7 +21,7 @@ import msgspec
 from rollcast.errors import InputError
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.codec import one_line_json
-from rollcast.records.jsonable import as_json
+from rollcast.records.jsonable import as_json, without_named_secrets
 from rollcast.text import looks_secret, names_secret, well_formed
 
 __all__ = ["Masker", "masked_arguments", "masker_of", "secret_values"]
@@ -265,15 +265,15 @@ class Masker:
 
     def trajectory(self, value: dict[str, Any]) -> None:
         """Mask what came from outside in a trajectory's dict, in place."""
-        for name in ("row", "error"):
-            value[name] = self.value(value.get(name))
+        value["row"] = self.value(without_named_secrets(value.get("row")))
+        value["error"] = self.value(value.get("error"))
         value["messages"] = self._messages(value.get("messages"))
         for turn in value.get("turns", ()):
             for record in turn.get("tools", ()):
                 record["observation"] = self.value(record.get("observation"))
                 call = record.get("call")
                 if isinstance(call, dict):
-                    call["arguments"] = self.value(call.get("arguments"))
+                    call["arguments"] = self.value(without_named_secrets(call.get("arguments")))
 
     def _messages(self, messages: Any) -> Any:
         """The messages, masked, but for what an assistant said."""

@@ -37,8 +37,8 @@ from rollcast.records.jsonable import (
     bounded_fields,
     bounded_json,
     bounded_row,
-    object_or_text,
     plain_scalar,
+    shown_arguments,
 )
 from rollcast.stream.asked import TOLD_ANYWAY, ChainSoFar
 from rollcast.stream.fanout import Fanout, Route, Targets
@@ -914,7 +914,7 @@ class ToolCallWriter:
             self._began = time.perf_counter()
             if chain.live:
                 chain.notes.call_began(call.call_id)
-                arguments = object_or_text(call.arguments)
+                arguments = shown_arguments(call.arguments)
                 data = {"call_id": call.call_id, "tool_name": call.tool_name, "arguments": arguments}
                 chain.emit(T.TOOL_CALL_START, data)
         logger.debug("%s calls %s", chain.trajectory.chain_id, call.tool_name)

@@ -14,7 +14,13 @@ import msgspec
 
 from rollcast.records import Message, ToolRecord, Trajectory, Turn
 from rollcast.records.bounded import Tail, word
-from rollcast.records.jsonable import as_json, bounded_fields, detached, object_or_text
+from rollcast.records.jsonable import (
+    as_json,
+    bounded_fields,
+    detached,
+    shown_arguments,
+    without_named_secrets,
+)
 from rollcast.records.view_fields import error_of, object_of, reward_of
 from rollcast.records.view_parts import (
     MAX_CALLS,
@@ -169,7 +175,7 @@ class ChainNotes(StateClock, msgspec.Struct, eq=False):
         # Fields that are empty or 0 are left out, except those that a view would then take for unknown.
         rest = {
             "content": None if turn is None else turn.text,
-            "tool_calls": as_json(t.open_tool_calls),
+            "tool_calls": without_named_secrets(as_json(t.open_tool_calls)),
             "as_of": as_of,
             "state": self.state,
             "joined_late": False,
@@ -332,7 +338,7 @@ def _said(turn: Turn) -> dict[str, Any]:
                 "type": "function",
                 "function": {
                     "name": as_json(call.tool_name),
-                    "arguments": object_or_text(call.arguments),
+                    "arguments": shown_arguments(call.arguments),
                 },
             }
             for call_id, call in calls.items()
