@@ -29,8 +29,10 @@ demo: $(VENV)/.demo
 	$(BIN)/rollcast train --task arithmetic --minutes 1 --show 3 --out rollcast-demo
 	@echo 'More: README.md and docs/index.md'
 
+# Most tests wait, for a process or a browser, so that more files run beside each other than there are cores.
+JOBS ?= 4
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # All but what is slow: within two minutes, for the time between two changes.
 quick: $(VENV)/.dev

@@ -233,6 +233,12 @@ def test_a_hub_that_is_named_records_instead(program):
     )
     assert (code, out) == (0, "answer to why\n['HubStreamObserver']\n")
     assert "recorded:" not in err
+    first, *others = err.splitlines()
+    assert "cannot be reached" in first
+    assert [line.partition(", and")[0].partition("; ")[0] for line in others] == [
+        "the hub ws://localhost:9 does not have everything yet",
+        "the hub ws://localhost:9 does not have everything",
+    ]
 
 
 def test_import_stays_light(program):

@@ -1,6 +1,7 @@
 """`rollcast proxy`, as a process."""
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -14,9 +15,12 @@ from click.testing import CliRunner
 
 import rollcast
 from raw_engine import Engine, call, chunk, head
-from rollcast import WebSocketStreamingClient
+from rollcast import StreamingManager, WebSocketStreamingClient, WebSocketStreamingServer
 from rollcast.cli.app import app
+from rollcast.fleet import Hub
+from rollcast.serve import ServerSettings, Token
 from rollcast.testing import OpenAIServer
+from rollcast.testing.observers import EventCapture
 
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("ROLLCAST_")} | {
     "PYTHONPATH": str(Path(rollcast.__file__).parents[1]),
@@ -156,6 +160,54 @@ async def test_who_looks_makes_a_call_a_stream(start):
         assert server.generations[-1].json["stream"] is True
         looking.cancel()
         await asyncio.gather(looking, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def hub_that_listens():
+    """A hub, what it got, and the variables of the processes that report to it."""
+    manager, seen = StreamingManager(publish=False), EventCapture()
+    manager.add_observer(seen)
+    settings = ServerSettings(tokens=(Token("a-secret", ("read", "control", "publish")),))
+    async with Hub(WebSocketStreamingServer("127.0.0.1", 0, settings=settings), manager) as hub:
+        yield hub, seen, {"ROLLCAST_HUB": hub.server.url, "ROLLCAST_HUB_TOKEN": "a-secret"}
+    await manager.aclose()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_several_proxies_report_to_one_hub(start, shared):
+    """A session that goes through two proxies is a chain at each, and both name it; with one run id they are chains of one run."""
+    async with hub_that_listens() as (hub, seen, variables), OpenAIServer("Four.") as server:
+        together = {"ROLLCAST_RUN_ID": "the-training"} if shared else {}
+        proxies = [
+            await start("--upstream", server.url, **variables, **together, ROLLCAST_SOURCE=f"proxy-{number}")
+            for number in (1, 2)
+        ]
+        async with aiohttp.ClientSession() as session:
+            for number in range(4):  # as a router without affinity sends them
+                await post(session, proxies[number % 2].url, chat(server), **{"X-Session-ID": "a"})
+            for proxy in proxies:
+                await post(session, proxy.url, chat(server), "/chains/mine/v1/chat/completions")
+        for proxy in proxies:
+            proxy.process.send_signal(signal.SIGTERM)
+            assert (await proxy.rest())[1] == 0
+        async with asyncio.timeout(60):
+            while len(seen.of("run_end")) < 2:
+                await asyncio.sleep(0.01)
+        assert [row["refused"] for row in hub.rows()] == [{}, {}]
+    seen.check()
+    assert len({event.run_id for event in seen.events}) == (1 if shared else 2)
+    chains = sorted(
+        (event.source, event.data["row"]["session"], event.chain_id) for event in seen.of("chain_start")
+    )
+    at = "@proxy-{}" if shared else ""
+    assert chains == [
+        (f"proxy-{number}", session, chain + at.format(number))
+        for number in (1, 2)
+        for session, chain in (("a", "chain_0"), ("mine", "mine"))
+    ]
+    assert [
+        event.data["steps"] for event in seen.of("chain_end") if event.chain_id.startswith("chain_0")
+    ] == [2, 2]
 
 
 async def test_sigterm_under_load(start):

@@ -44,6 +44,22 @@ async def test_an_end_is_told(stage):
         await stage.end()
 
 
+async def test_a_name_may_be_used_again(stage):
+    """After its reward, a chain that the path names has ended: the next request begins another one, which answers to that name."""
+    async with OpenAIServer("Four.") as server:
+        proxy = await stage.watch(server.url, reward_token="pay")
+        for reward in (0.0, 1.0):
+            await stage.post(proxy.url, chat(server), "/chains/mine/v1/chat/completions")
+            assert await tell(stage, "reward", {"chain": "mine", "reward": reward}) == (200, {"seen": True})
+        starts = await stage.seen("chain_start")
+        assert [start.data["row"] for start in starts] == [{"session": "mine"}] * 2
+        assert starts[0].chain_id == "mine"
+        ends = {event.chain_id: event.data["reward"] for event in await stage.seen("chain_end")}
+        assert ends == {"mine": 0.0, starts[1].chain_id: 1.0}
+        assert stage.watching.counts.faults == 0
+        await stage.end()
+
+
 async def test_a_key_as_session_is_rewarded_by_its_key(stage):
     """If API keys are sessions, the key names the one that is rewarded."""
     async with OpenAIServer("Four.") as server:

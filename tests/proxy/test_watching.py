@@ -344,6 +344,54 @@ async def test_an_idle_chain_is_closed(stage, until):
         await stage.end()
 
 
+async def test_two_callers_share_a_session(stage, until):
+    """Their first calls overlap, so each has a chain of its own, and keeps it: nothing of one is in the other's."""
+    both = asyncio.Event()
+
+    async def echo(request):
+        said = [message["content"] for message in request.json["messages"] if message["role"] == "user"]
+        await both.wait()
+        return ServedAnswer(f"{said[0]}, {len(said)}.")
+
+    async def talks(server, name):
+        messages = []
+        for turn in range(1, 5):
+            messages.append({"role": "user", "content": name})
+            body = chat(server) | {"messages": messages}
+            _, _, answer = await stage.post(stage.proxy.url, body, X_Session_ID="shared")
+            messages.append(json.loads(answer)["choices"][0]["message"])
+            assert messages[-1]["content"] == f"{name}, {turn}."
+
+    async with OpenAIServer(echo) as server:
+        await stage.watch(server.url)
+        talking = asyncio.gather(talks(server, "left"), talks(server, "right"))
+        await until(lambda: len(server.generations) == 2)
+        both.set()
+        await talking
+        await stage.end()
+    names = {event.chain_id: event.data["messages"][0]["content"] for event in stage.events.of("chain_start")}
+    assert sorted(names.values()) == ["left", "right"]
+    for event in stage.events.of("message"):
+        assert event.data["content"].startswith(names[event.chain_id])
+    assert [event.data["steps"] for event in stage.events.of("chain_end")] == [4, 4]
+
+
+async def test_more_sessions_than_are_kept(stage, monkeypatch):
+    """Of very many sessions that wait, the one that has waited longest is closed; its next request begins another chain."""
+    monkeypatch.setattr("rollcast.stream.conversations.MAX_IDLE", 16)
+    async with OpenAIServer("Four.") as server:
+        proxy = await stage.watch(server.url)
+        for _ in range(2):
+            for number in range(40):
+                status, _, _ = await stage.post(proxy.url, chat(server), X_Session_ID=f"s{number}")
+                assert status == 200
+        starts = [event.data["row"]["session"] for event in await stage.seen("chain_start")]
+        assert starts == [f"s{number}" for number in range(40)] * 2
+        assert len(await stage.seen("chain_end")) == 80 - 17
+        assert stage.watching.counts.faults == 0
+        await stage.end()
+
+
 class Stuck(EventCapture):
     """An observer that never comes back."""
 

@@ -3,8 +3,11 @@
 import asyncio
 import logging
 import os
+import socket
 import threading
+import time
 from random import Random
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -335,6 +338,39 @@ async def test_a_process_that_ends_leaves_its_record_to_the_next(publishing, mon
         async with asyncio.timeout(30):
             while await records(tmp_path):
                 await asyncio.sleep(0.01)
+
+
+async def test_those_who_wait_one_after_the_other_wait_no_longer_together(publishing, monkeypatch, caplog):
+    """A hub that never answers: the last line and the end of the process share one `drain_timeout`, and say once that they wait."""
+    monkeypatch.setattr(producer_module, "SAY_S", 0.01)
+    with socket.create_server(("localhost", 0)) as silent:
+        manager = publishing(SimpleNamespace(url=f"ws://localhost:{silent.getsockname()[1]}"))
+        producer = producer_of(manager)
+        await rollout(manager, chains=1)
+        await manager.drain()
+        await asyncio.to_thread(producer.settle)
+        assert not producer.is_up_to_date
+        assert not producer.away
+        with producer.waiting() as give_up:
+            assert give_up <= time.monotonic()
+        await manager.aclose()
+        await asyncio.to_thread(producer.finish)
+    waits, rest = (record.getMessage() for record in caplog.records)
+    assert waits == f"the hub {producer.url} does not have everything yet, and is given 0.3 s"
+    assert "the rest is recorded in" in rest
+
+
+async def test_a_wait_that_was_not_in_vain_does_not_count(publishing):
+    """Whoever waits after the hub had everything has the whole time."""
+    async with Hub() as hub:
+        manager = publishing(hub)
+        await rollout(manager, chains=1)
+        await settled(manager)
+        producer = producer_of(manager)
+        for _ in range(3):
+            before = time.monotonic()
+            with producer.waiting() as give_up:
+                assert give_up >= before + producer.drain_timeout
 
 
 async def leave_record(publishing, hub, source, chains=3):

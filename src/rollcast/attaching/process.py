@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -332,14 +331,10 @@ def _say_published(manager: StreamingManager, timeout: float) -> None:
     for observer in manager.observers:
         if isinstance(observer, HubStreamObserver):
             producer: HubProducer = observer.producer
-            _wait_until(partial(_has_settled, producer), min(timeout, producer.drain_timeout))
+            producer.settle(timeout)
             if producer.has_delivered:
                 line = f"published to {producer.url} as {producer.source}"
                 _say(line if producer.is_up_to_date else f"{line} (the hub does not have all of it yet)")
-
-
-def _has_settled(producer: HubProducer) -> bool:
-    return not producer.is_started or producer.is_up_to_date or producer.away or bool(producer.refused)
 
 
 def _wait_until(holds: Any, timeout: float) -> None:

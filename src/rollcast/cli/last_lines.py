@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from rollcast.cli.standard_error import say
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from rollcast.stream import StreamingManager
 
 __all__ = ["LastLines"]
-
-LOOK_S = 0.02  # how often to look whether the hub has everything
 
 
 class LastLines:
@@ -81,19 +78,10 @@ class _Published:
     def line(self) -> str | None:
         """None if the hub has nothing: it was not reached, or refused, of which the producer has warned; or nothing happened."""
         producer = self._producer
-        self._wait()
+        producer.settle()  # as the end of the process would
         if not producer.has_delivered:
             return None
         line = f"published to {producer.url} as {producer.source}"
         if not producer.is_up_to_date:
             line += " (the hub does not have all of it yet)"
         return "".join(piece for piece, _ in visible(line))
-
-    def _wait(self) -> None:
-        """Wait until the hub has everything, as the end of the process would."""
-        producer = self._producer
-        give_up = time.monotonic() + producer.drain_timeout
-        while producer.is_started and not (producer.is_up_to_date or producer.away or producer.refused):
-            if time.monotonic() >= give_up:
-                return
-            time.sleep(LOOK_S)

@@ -173,7 +173,7 @@ class Watching:
         talks, showing = self._talks(request), self._showing
         if showing is not None:
             run = talks.run
-            showing.begins(caller.chain or f"chain_{run.chains}{run.suffix}")
+            showing.begins(f"{caller.chain or f'chain_{run.chains}'}{run.suffix}")
         call = talks.begin(request, session=caller.session, group=caller.group, chain=caller.chain)
         self.counts.watched += 1
         if showing is not None:

@@ -185,7 +185,8 @@ class HubStreamObserver(EncodingObserver):
         if self._producer.connected:
             manager = self._manager
             longest = self._producer.drain_timeout if manager is None else manager.drain_timeout
-            await self.published(CLOSING_SHARE * longest)
+            with self._producer.waiting() as give_up:
+                await self.published(min(CLOSING_SHARE * longest, give_up - time.monotonic()))
 
 
 def _one(event: Encodable, masker: Masker | None) -> bytes:

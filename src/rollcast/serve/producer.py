@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import secrets
 import socket
@@ -19,8 +20,9 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,6 +48,8 @@ OVERFULL = 1.25  # times as much may wait while the disk is slow; after that the
 BEAT_S = 10.0  # how often the local record says that its writer lives
 DRAIN_S = 5.0  # how long the end of the process waits for a hub
 SAVE_S = 5.0  # and how long it then waits for a disk that takes nothing
+SAY_S = 0.5  # after so long the end of the process says that it waits
+LOOK_S = 0.01  # how often to look whether the hub has everything
 
 
 class Watching(Protocol):
@@ -133,6 +137,8 @@ class HubProducer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._work: asyncio.Event | None = None
         self._end_by: float | None = None
+        self._waited_s = 0.0  # how long those waited in vain who waited for the hub one after the other
+        self._waited_until = -math.inf
         self._said: set[str] = set()
 
     # -- the observers' threads ----------------------------------------------------------------------------------------
@@ -221,6 +227,39 @@ class HubProducer:
         for promise in promises:
             fulfil(promise)
 
+    # -- waiting for the hub -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def waiting(self) -> Iterator[float]:
+        """Gives until when to wait for the hub, in seconds of `time.monotonic`.
+
+        Those who wait one after the other, as when a process ends, wait `drain_timeout` seconds together, and not each of them.
+        """
+        began = time.monotonic()
+        if began - self._waited_until > self.drain_timeout:
+            self._waited_s = 0.0
+        try:
+            yield began + max(0.0, self.drain_timeout - self._waited_s)
+        finally:
+            self._waited_until = time.monotonic()
+            self._waited_s = 0.0 if self.is_up_to_date else self._waited_s + self._waited_until - began
+
+    def settle(self, timeout: float = math.inf) -> None:
+        """Wait until the hub has everything, or is away, or refuses; for at most `timeout` and `drain_timeout` seconds. This blocks."""
+        with self.waiting() as until:
+            began = time.monotonic()
+            give_up = min(until, began + timeout)
+            while self.is_started and not (self.is_up_to_date or self.away or self.refused):
+                now = time.monotonic()
+                if now >= give_up:
+                    return
+                if now - began >= SAY_S:
+                    self._say_waiting()
+                time.sleep(LOOK_S)
+
+    def _say_waiting(self) -> None:
+        self.say(f"the hub {self.url} does not have everything yet, and is given {self.drain_timeout:g} s")
+
     # -- forks, and the end --------------------------------------------------------------------------------------------
 
     def after_fork(self) -> None:
@@ -234,13 +273,13 @@ class HubProducer:
         """Do nothing: managers that close at the same time still publish. See `finish`."""
 
     def end(self) -> threading.Thread | None:
-        """Begin to end, for good. The thread that it returns waits until the hub has everything, for at most `drain_timeout` seconds.
+        """Begin to end, for good. The thread that it returns waits until the hub has everything, for as long as `waiting` says.
 
         What the hub does not have then is left in the local record.
         """
-        with self.lock:
+        with self.lock, self.waiting() as give_up:
             thread, loop = self._thread, self._loop
-            self._end_by = time.monotonic() + self.drain_timeout
+            self._end_by = give_up
         if loop is not None:
             call_in(loop, self._look)
         return thread
@@ -250,7 +289,11 @@ class HubProducer:
         thread = self.end()
         if thread is None:
             return
-        thread.join(self.drain_timeout)
+        thread.join(SAY_S)
+        left_s = (self._end_by or 0.0) - time.monotonic()
+        if thread.is_alive() and left_s > 0 and not self.is_up_to_date:
+            self._say_waiting()
+            thread.join(left_s)
         before = -1
         while thread.is_alive() and (saved := self._backlog.saved) != before:  # the disk takes something
             before = saved

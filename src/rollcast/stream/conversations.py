@@ -82,7 +82,8 @@ class Conversations:
             request: the request.
             session: the conversation's name, if the caller gives one: all its requests are one chain, unless they overlap.
             group: the group of a chain that begins; None: the prompt's hash, so that equal prompts are one group.
-            chain: the chain's id, if the caller gives one. It is a session as well.
+            chain: the chain's id, if the caller gives one. It is a session as well. In a run that several processes share the id ends
+                with the source; if a chain that has ended had it, the new one is called otherwise.
 
         Raises:
             InputError: the run has ended.
@@ -215,9 +216,10 @@ class Conversations:
             prompt: list[Any] = [*messages] or [request.prompt_token_ids]
             group = f"group_{prompt_hash(prompt)}"
         own = [name] if name is not None and parent is None else []
+        given = f"{chain}{self.run.suffix}" if chain and own else None
         writer = self.run.chain(
             messages,
-            chain_id=chain if chain and own and not self.run.has_chain(chain) else None,
+            chain_id=given if given is not None and not self.run.had_chain(given) else None,
             group_id=group,
             tools=request.tool_names,
             row={"session": name} if name else None,

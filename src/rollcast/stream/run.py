@@ -421,6 +421,10 @@ class RunWriter:
         """See `OpenRun.has_chain`."""
         return chain_id in self.open_chains
 
+    def had_chain(self, chain_id: str) -> bool:
+        """Whether a chain of this run had that id, be it open or not: no other can have it."""
+        return chain_id in self._chain_ids
+
     def tell_all(self, chain_id: str) -> None:
         """See `OpenRun.tell_all`."""
         chain = self.open_chains.get(chain_id)
