@@ -159,3 +159,36 @@ async def test_the_answers_of_two_adapters_name_their_own_model(stage):
             assert timeless(answers[0]) == timeless(answers[1])
         assert stage.watching.counts.turned == 2
         await stage.end()
+
+
+async def test_what_arts_own_engine_streams_in_parts_is_left_whole(stage):
+    """ART's vLLM says which policy sampled which tokens, in a stream by parts; the caller gets what a whole answer says."""
+    path, _, fields = SENT["ART"]
+    whole = {
+        "id": "c", "object": "chat.completion", "created": 1, "model": "scripted",
+        "choices": [{
+            "index": 0, "message": {"role": "assistant", "content": "a b"}, "finish_reason": "stop", "token_ids": [1, 2],
+            "policy_token_spans": [{"start_token": 0, "end_token": 2, "policy_version": 3}],
+        }],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
+    }  # fmt: skip
+    common = {name: whole[name] for name in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+    chunks = [
+        common | {"choices": [{
+            "index": 0, "delta": {"role": "assistant", "content": text}, "finish_reason": reason, "token_ids": [at + 1],
+            "policy_token_spans": [{"start_token": at, "end_token": at + 1, "policy_version": 3}],
+        }]}
+        for at, (text, reason) in enumerate([("a", None), (" b", "stop")])
+    ] + [common | {"choices": [], "usage": whole["usage"]}]  # fmt: skip
+
+    def answered(request):
+        return ServedAnswer(chunks=chunks if request.json.get("stream") else [whole])
+
+    async with OpenAIServer(answered) as server:
+        proxy = await stage.watch(server.url)
+        for _ in range(3):
+            body = {"model": server.model, **fields}
+            assert await stage.post(proxy.url, body, path) == await stage.post(server.url, body, path)
+        assert [bool(request.json.get("stream")) for request in server.generations].count(True) == 1
+        assert [end.data["content"] for end in await stage.seen("llm_generation_end")][-1] == "a b"
+        await stage.end()

@@ -793,3 +793,28 @@ def test_a_usage_that_only_streams_have_is_left_out():
     shape = BodyShape("chat")
     shape.learn(VLLM_WHOLE | {"usage": None})
     assert put_together("chat", VLLM_CHUNKS, shape).whole()["usage"] is None
+
+
+@pytest.mark.parametrize(
+    ("place", "parts"),
+    [
+        ("choice", [[{"start_token": 0, "end_token": 1}], [{"start_token": 1, "end_token": 2}]]),
+        ("choice", [[0.0], [0.0]]),
+        ("choice", [{"ids": [1]}, {"ids": [1]}]),
+        ("choice", ["a", "b"]),
+        ("delta", [{"ids": [1]}, {"ids": [1]}]),
+        ("delta", ["a", "b"]),
+    ],
+)
+def test_a_field_in_parts_is_not_put_together(place, parts):
+    """If an unknown field comes in several chunks, nobody knows whether its values add up, so the stream is not enough."""
+    shape = BodyShape("chat")
+    shape.learn(VLLM_WHOLE)
+    chunks = json.loads(json.dumps(VLLM_CHUNKS))
+    for at, part in zip((3, 4), parts, strict=True):
+        (choice,) = chunks[at]["choices"]
+        (choice if place == "choice" else choice["delta"])["policy_token_spans"] = part
+    assert put_together("chat", chunks, shape).missing() == {"policy_token_spans"}
+    (choice,) = chunks[3]["choices"]
+    del (choice if place == "choice" else choice["delta"])["policy_token_spans"]
+    assert put_together("chat", chunks, shape).missing() == set()

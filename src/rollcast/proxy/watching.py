@@ -495,7 +495,9 @@ class Watched:
             return None
         if missing := self.answer.missing():
             call.streams = False
-            self.why_not_whole = f"its stream has no {', '.join(sorted(missing))}; it is asked again"
+            self.why_not_whole = (
+                f"its stream has no {', '.join(sorted(missing))} as a whole answer has it; it is asked again"
+            )
             return None
         return self.answer.body(without=self.turned.added, created=self._asked_s)
 

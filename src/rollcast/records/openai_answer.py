@@ -29,6 +29,9 @@ _NOT_IN_CHUNKS = frozenset(
     {"created", "model"}
 )  # stamps that the chunks of `/inference/v1/generate` do not have
 _IN_PARTS = frozenset({"token_ids", "sampling_mask"})  # lists of a choice with an entry for each token
+_LAST_COUNTS = frozenset(
+    {"finish_reason", "stop_reason", "weight_version"}
+)  # fields whose last value is that of the whole answer
 _OF_VLLM = frozenset(
     {"token_ids", "prompt_token_ids", "stop_reason", "prompt_text"}
 )  # fields that only its chunks have
@@ -243,9 +246,15 @@ class BodyShape:
 
 
 class _Choice:
-    """One choice while it arrives."""
+    """One choice while it arrives.
+
+    Attributes:
+        in_parts: fields that came in several chunks, and of which it is not known how a whole answer has them, such as ART's
+            `policy_token_spans`.
+    """
 
     def __init__(self) -> None:
+        self.in_parts: set[str] = set()
         self.fields: dict[str, Any] = {}
         self.said: dict[str, Any] = {}
         self.texts: dict[str, list[str]] = {}
@@ -261,6 +270,8 @@ class _Choice:
             elif name in _IN_PARTS and isinstance(value, list):
                 self.fields.setdefault(name, []).extend(value)
             elif value is not None and not (name == "finish_reason" and value == ""):  # "" is no reason yet
+                if name not in _LAST_COUNTS and _is_part(self.fields.get(name), value):
+                    self.in_parts.add(name)
                 self.fields[name] = value
         delta = choice.get("delta")
         if not isinstance(delta, Mapping):
@@ -273,6 +284,8 @@ class _Choice:
                 continue  # some engines name it only in the first chunk
             elif name not in ("tool_calls", "function_call") and value is not None:
                 known = self.said.get(name)
+                if not isinstance(value, list) and _is_part(known, value):
+                    self.in_parts.add(name)
                 self.said[name] = (
                     known + value if isinstance(known, list) and isinstance(value, list) else value
                 )
@@ -304,6 +317,11 @@ class _Choice:
             others = "tool_calls" in said or any(name in said for name in _JOINED - {"content"})
             said["content"] = None if others else empty
         return said
+
+
+def _is_part(known: Any, value: Any) -> bool:
+    """Whether a field has come before, so that this value is a part of it, or stands in its place: nobody knows which."""
+    return known is not None and (known != value or (isinstance(value, list | dict) and bool(value)))
 
 
 def _join_lists(known: dict[str, Any], more: Mapping[str, Any]) -> None:
@@ -361,7 +379,7 @@ class Answer:
         )
 
     def missing(self) -> set[str]:
-        """The fields that every whole answer of this engine had, and this stream did not give."""
+        """The fields that every whole answer of this engine had and this stream did not give, or gave in parts of which nothing is known."""
         shape = self._shape
         if shape is None:
             return set()
@@ -371,6 +389,7 @@ class Answer:
         if isinstance(usage := self._top.get("usage"), dict):
             found |= shape.missing("usage", usage)
         for choice in self._choices.values():
+            found |= choice.in_parts
             found |= shape.missing("choice", choice.fields)
             found |= shape.missing("said", choice.said.keys() | choice.texts.keys())
         return found
