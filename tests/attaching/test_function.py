@@ -186,6 +186,26 @@ def test_nested_calls_name_their_parent(attach, seen):
     assert {event.run_id for event in nested} == {first.run_id}
 
 
+def test_a_nested_call_waits_for_its_parent(attach, seen):
+    """Each function has a thread of ours; the one of the inner function may be sooner, and then waits."""
+
+    @attach
+    def inner():
+        return 1
+
+    @attach
+    def outer():
+        return inner()
+
+    late = threading.Event()
+    outer.attachment.watch.tell(late.wait)
+    assert outer() == 1
+    assert not inner.attachment.watch.flush(0.1)
+    late.set()
+    first, second = seen.settle().of("chain_start")
+    assert second.data["parent_chain_id"] == first.chain_id
+
+
 def test_threads_have_chains_of_their_own(attach, seen):
     """Calls at the same time are told apart."""
     together = threading.Barrier(4)

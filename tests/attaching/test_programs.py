@@ -227,6 +227,30 @@ def test_a_fork(program):
     assert chains == {"answer to parent", "answer to again"}
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_inside_a_call(program):
+    """What is attached in the child and called there has no parent: that chain is the other process's."""
+    code, _, err = program.run(
+        """
+        import warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        @rollcast.attach
+        def forks():
+            pid = os.fork()
+            if pid == 0:
+                rollcast.attach(answer.__wrapped__)("child")
+                sys.exit(0)
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        sys.exit(forks())
+        """
+    )
+    assert (code, err.count("recorded: ")) == (0, 2)
+    rows = [row for entry in list_records(program.records) for row in Archive.open(entry.path).chains().rows]
+    assert sorted(row["answer"] for row in rows) == ["0", "answer to child"]
+    assert [row.get("parent_chain_id") for row in rows] == [None, None]
+    assert len({row["run_id"] for row in rows}) == 2
+
+
 def test_multiprocessing(program):
     """Children that were spawned attach for themselves, and each leaves a record."""
     code, out, _ = program.run(

@@ -7,6 +7,7 @@ left out, and a warning says so once.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -50,6 +51,8 @@ class _Deferred:
             _log_once(str(error))
 
 
+BEGIN_S = 5.0  # how long one thread waits for another to begin a chain; it takes hundredths of a second
+LOOK_S = 0.001
 _told: set[str] = set()
 
 
@@ -67,6 +70,7 @@ class DeferredChain(_Deferred):
         around: the chain in whose code it begins.
 
     Attributes:
+        begun: whether the thread has begun it, or could not.
         ended: whether the host has ended it.
         live: True, as of a chain whose run is watched.
     """
@@ -76,6 +80,7 @@ class DeferredChain(_Deferred):
     def __init__(self, attachment: Attachment, around: Any = None) -> None:
         super().__init__(attachment)
         self.around = around
+        self.begun = False
         self.ended = False
         self.generation_open: DeferredGeneration | None = None
 
@@ -93,7 +98,20 @@ class DeferredChain(_Deferred):
         self._tell(self._begin, make)
 
     def _begin(self, make: Callable[[], ChainWriter]) -> None:
-        self.writer = make().start()
+        try:
+            self.writer = make().start()
+        finally:
+            self.begun = True
+
+    def begun_writer(self) -> Any:
+        """Its writer, for the thread of another attachment, which waits a moment for this one's; None if it could not begin.
+
+        The threads never wait for each other: a chain is begun before those that begin in its code.
+        """
+        watch, give_up = self.attachment.watch, time.monotonic() + BEGIN_S
+        while not self.begun and watch.on and time.monotonic() < give_up:
+            time.sleep(LOOK_S)
+        return self.writer
 
     def generation(self, **about: Any) -> DeferredGeneration:
         """See `ChainWriter.generation`."""

@@ -81,7 +81,7 @@ class _Calls:
             return None
         with self.watch.guarded():
             around: Any = innermost(_here.get())
-            parent = around if isinstance(around, DeferredChain) and around.attachment.watch.on else None
+            parent = around if isinstance(around, DeferredChain) and around.attachment.attached else None
             given = {**dict(zip(self._names, args, strict=False)), **kwargs}
             for extra, value in enumerate(args[len(self._names) :], len(self._names)):
                 given[f"argument {extra}"] = value
@@ -96,10 +96,11 @@ class _Calls:
         given = without_named_secrets(given)
         run = self._attachment.run
         known: dict[str, Any] = {}
-        if parent is not None and parent.writer is not None:
+        around = None if parent is None else parent.begun_writer()
+        if around is not None:
             # A nested call of another function is in that one's run, since chains of one run can name each other.
-            run = parent.writer.run
-            known["parent_chain_id"] = parent.writer.trajectory.chain_id
+            run = around.run
+            known["parent_chain_id"] = around.trajectory.chain_id
         for messages in _conversations(given):
             try:
                 return run.chain(messages, **known)

@@ -45,12 +45,14 @@ class TokensWriter(msgspec.Struct):
     @property
     def sampling(self) -> dict[str, Any]:
         """How to sample."""
-        return self.body["sampling_params"]
+        sampling: dict[str, Any] = self.body["sampling_params"]
+        return sampling
 
     @property
     def prompt(self) -> list[int]:
         """The ids of the prompt, shape (T,)."""
-        return self.body["token_ids"]
+        prompt: list[int] = self.body["token_ids"]
+        return prompt
 
     @property
     def limit(self) -> int | None:
