@@ -36,7 +36,7 @@ test: $(VENV)/.dev
 
 # All but what is slow: within two minutes, for the time between two changes.
 quick: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow'
 
 # Campaigns of seeded fault schedules; `make test` plays a twentieth of them.
 SEEDS ?= 0:1000
