@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test quick soak crashes fleet-faults proxy-fuzz attach-verifiers attach-trl test-vllm attach-verl check check-page bench bench-vllm checkpoint clean bench-openai test-interpreters guest-check bench-attach-vllm
+.PHONY: demo test quick soak crashes fleet-faults proxy-fuzz attach-verifiers attach-agent-lightning attach-art attach-skyrl attach-trl test-vllm attach-verl check check-page bench bench-vllm checkpoint clean bench-openai test-interpreters guest-check bench-attach-vllm
 
 # The package alone: what `pip install rollcast` gives.
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -29,12 +29,14 @@ demo: $(VENV)/.demo
 	$(BIN)/rollcast train --task arithmetic --minutes 1 --show 3 --out rollcast-demo
 	@echo 'More: README.md and docs/index.md'
 
+# Most tests wait, for a process or a browser, so that more files run beside each other than there are cores.
+JOBS ?= 4
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # All but what is slow: within two minutes, for the time between two changes.
 quick: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow'
 
 # Campaigns of seeded fault schedules; `make test` plays a twentieth of them.
 SEEDS ?= 0:1000
@@ -63,6 +65,42 @@ $(VERIFIERS_VENV)/.done:
 
 attach-verifiers: $(VENV)/.dev $(VERIFIERS_VENV)/.done
 	ROLLCAST_TEST_VERIFIERS=$(VERIFIERS_VENV)/bin $(BIN)/python -m pytest -q tests/proxy/test_verifiers.py
+
+# agent-lightning and ART through a watched proxy, each in an environment of its own: both want Python 3.12, and an older openai package.
+PYTHON312 ?= $(or $(lastword $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/3.12*/bin/python)),python3.12)
+AGENT_LIGHTNING_VENV ?= .venv-agent-lightning
+ART_VENV ?= .venv-art
+
+$(AGENT_LIGHTNING_VENV)/.done:
+	command -v $(PYTHON312) >/dev/null || { echo 'agent-lightning needs Python 3.12; name one: make attach-agent-lightning PYTHON312=...' >&2; exit 1; }
+	test -x $(AGENT_LIGHTNING_VENV)/bin/python || $(PYTHON312) -m venv $(AGENT_LIGHTNING_VENV)
+	$(AGENT_LIGHTNING_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'agentlightning==1.0.2' 'openai<3' numpy
+	touch $@
+
+attach-agent-lightning: $(VENV)/.dev $(AGENT_LIGHTNING_VENV)/.done
+	ROLLCAST_TEST_AGENT_LIGHTNING=$(AGENT_LIGHTNING_VENV)/bin $(BIN)/python -m pytest -q tests/proxy/test_agent_lightning.py
+
+$(ART_VENV)/.done:
+	command -v $(PYTHON312) >/dev/null || { echo 'ART needs Python 3.12; name one: make attach-art PYTHON312=...' >&2; exit 1; }
+	test -x $(ART_VENV)/bin/python || $(PYTHON312) -m venv $(ART_VENV)
+	$(ART_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'openpipe-art==0.5.23'
+	touch $@
+
+attach-art: $(VENV)/.dev $(ART_VENV)/.done
+	ROLLCAST_TEST_ART=$(ART_VENV)/bin $(BIN)/python -m pytest -q tests/proxy/test_art.py
+
+# SkyRL's inference client, which imports torch, without what its training needs, which wants a GPU.
+SKYRL_VENV ?= .venv-skyrl
+
+$(SKYRL_VENV)/.done:
+	command -v $(PYTHON312) >/dev/null || { echo 'SkyRL needs Python 3.12; name one: make attach-skyrl PYTHON312=...' >&2; exit 1; }
+	test -x $(SKYRL_VENV)/bin/python || $(PYTHON312) -m venv $(SKYRL_VENV)
+	$(SKYRL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'skyrl==0.4.0'
+	$(SKYRL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check aiohttp cloudpathlib loguru numpy orjson pybase64 pydantic rich 'torch==2.13.0' tqdm
+	touch $@
+
+attach-skyrl: $(VENV)/.dev $(SKYRL_VENV)/.done
+	ROLLCAST_TEST_SKYRL=$(SKYRL_VENV)/bin $(BIN)/python -m pytest -q tests/proxy/test_skyrl.py
 
 # Every defect of ours in a training of TRL, which takes minutes; the tests inject a few.
 attach-trl: $(VENV)/.dev
@@ -150,5 +188,5 @@ checkpoint: $(VENV)/.dev
 	$(BIN)/python -m scripts.make_checkpoint build/checkpoint
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(VERIFIERS_VENV) $(VERL_VENV) .venv-3.* rollcast-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist $(PAGE)/node_modules
+	rm -rf $(VENV) $(VLLM_VENV) $(VERIFIERS_VENV) $(AGENT_LIGHTNING_VENV) $(ART_VENV) $(SKYRL_VENV) $(VERL_VENV) .venv-3.* rollcast-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist $(PAGE)/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

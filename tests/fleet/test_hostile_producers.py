@@ -148,7 +148,11 @@ async def test_a_name_that_is_none(hub, hello):
 # -- what a producer says of time ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("timestamp", [-1e18, 0, time.time() + 365 * 86400, 1e15, 1.7e308])
+@pytest.mark.parametrize(
+    "timestamp",
+    [-1e18, 0, time.time() + 365 * 86400, 1e15, 1.7e308],
+    ids=["-1e18", "0", "next year", "1e15", "1.7e308"],
+)
 async def test_events_of_any_time(hub, tmp_path, timestamp):
     """Times are for information: they are taken, in order, and recorded."""
     run = [e | {"timestamp": timestamp} for e in RUN]

@@ -29,7 +29,17 @@ async def test_control_needs_leave(engine, proxies, path):
 
 
 @pytest.mark.parametrize(
-    "path", ["/health", "/v1/models", "/tokenize", "/v1/embeddings", "/metrics", "/v1/responses", "/ping"]
+    "path",
+    [
+        "/health",
+        "/v1/models",
+        "/tokenize",
+        "/v1/embeddings",
+        "/metrics",
+        "/v1/responses",
+        "/ping",
+        "/skyrl/v1/generate",
+    ],
 )
 async def test_all_else_passes(engine, proxies, path):
     """Any other path is passed on."""

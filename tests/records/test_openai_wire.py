@@ -719,3 +719,102 @@ def test_the_lists_of_chunks_are_not_changed():
         answer.add(piece)
     assert answer.whole()["choices"][0]["token_ids"] == [1, 2]
     assert [piece.token_ids for piece in pieces] == [None, [1], [2]]
+
+
+# -- vLLM's /inference/v1/generate ---------------------------------------------------------------------------------------
+
+TOKENS_WHOLE = {
+    "request_id": "g", "model": "m", "created": 7,
+    "usage": {"prompt_tokens": 3, "total_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": None, "completion_tokens_details": None},
+    "prompt_logprobs": None, "prompt_token_id_logprobs": None, "prompt_token_ids": None, "mm_placeholders": None, "metrics": None,
+    "kv_transfer_params": None, "ec_transfer_params": None, "output_mode": "tokens",
+    "choices": [{
+        "index": 0, "finish_reason": "length", "stop_reason": None, "token_ids": [5, 6], "routed_experts": None,
+        "sampling_mask": [[5, 9], [6]], "weight_versions": [{"version": "3", "start": 0, "end": 2}],
+        "logprobs": {"content": [
+            {"token_id": 5, "logprob": -0.5, "rank": 1, "top_logprobs": []}, {"token_id": 6, "logprob": -0.25, "rank": 1, "top_logprobs": []},
+        ]},
+    }],
+}  # fmt: skip
+
+
+def tokens_chunks():
+    """What vLLM 0.32 streams for `TOKENS_WHOLE`."""
+    (whole,) = TOKENS_WHOLE["choices"]
+    for at, reason in enumerate((None, "length")):
+        choice = whole | {
+            "finish_reason": reason,
+            "token_ids": whole["token_ids"][at : at + 1],
+            "sampling_mask": whole["sampling_mask"][at : at + 1],
+            "weight_versions": whole["weight_versions"] if reason else None,
+            "logprobs": {"content": whole["logprobs"]["content"][at : at + 1]},
+        }
+        yield {"request_id": "g", "usage": None, "output_mode": "tokens", "choices": [choice]}
+    usage = {name: value for name, value in TOKENS_WHOLE["usage"].items() if value is not None}
+    yield {"request_id": "g", "usage": usage, "output_mode": "tokens", "choices": []}
+
+
+def test_an_answer_of_ids_is_put_together_to_the_byte():
+    """Its chunks have neither the model nor the time: the one is that of the whole answers, the other when the engine was asked."""
+    shape = BodyShape("generate")
+    shape.learn(TOKENS_WHOLE | {"created": 3})
+    answer = put_together("generate", tokens_chunks(), shape)
+    assert answer.missing() == set()
+    assert answer.body(created=7) == json.dumps(TOKENS_WHOLE, separators=(",", ":")).encode()
+
+
+def test_an_answer_of_ids_from_an_older_vllm():
+    """If whole answers have no model, time and usage, that which is put together has none."""
+    old = {
+        name: TOKENS_WHOLE[name]
+        for name in ("request_id", "choices", "prompt_logprobs", "kv_transfer_params")
+    }
+    shape = BodyShape("generate")
+    shape.learn(old)
+    chunks = [{name: chunk[name] for name in ("request_id", "usage", "choices")} for chunk in tokens_chunks()]
+    assert (
+        put_together("generate", chunks, shape).body(created=7)
+        == json.dumps(old, separators=(",", ":")).encode()
+    )
+
+
+@pytest.mark.parametrize("name", ["id", "created", "model"])
+def test_a_stream_without_the_stamps_of_whole_answers_is_not_enough(name):
+    """If chunks of a chat lack what says whose the whole answers are, nothing is made up."""
+    shape = BodyShape("chat")
+    shape.learn(VLLM_WHOLE)
+    chunks = [{key: value for key, value in chunk.items() if key != name} for chunk in VLLM_CHUNKS]
+    assert put_together("chat", VLLM_CHUNKS, shape).missing() == set()
+    assert put_together("chat", chunks, shape).missing() == {name}
+
+
+def test_a_usage_that_only_streams_have_is_left_out():
+    """A stream is asked for its usage; the caller gets none if whole answers have none."""
+    shape = BodyShape("chat")
+    shape.learn(VLLM_WHOLE | {"usage": None})
+    assert put_together("chat", VLLM_CHUNKS, shape).whole()["usage"] is None
+
+
+@pytest.mark.parametrize(
+    ("place", "parts"),
+    [
+        ("choice", [[{"start_token": 0, "end_token": 1}], [{"start_token": 1, "end_token": 2}]]),
+        ("choice", [[0.0], [0.0]]),
+        ("choice", [{"ids": [1]}, {"ids": [1]}]),
+        ("choice", ["a", "b"]),
+        ("delta", [{"ids": [1]}, {"ids": [1]}]),
+        ("delta", ["a", "b"]),
+    ],
+)
+def test_a_field_in_parts_is_not_put_together(place, parts):
+    """If an unknown field comes in several chunks, nobody knows whether its values add up, so the stream is not enough."""
+    shape = BodyShape("chat")
+    shape.learn(VLLM_WHOLE)
+    chunks = json.loads(json.dumps(VLLM_CHUNKS))
+    for at, part in zip((3, 4), parts, strict=True):
+        (choice,) = chunks[at]["choices"]
+        (choice if place == "choice" else choice["delta"])["policy_token_spans"] = part
+    assert put_together("chat", chunks, shape).missing() == {"policy_token_spans"}
+    (choice,) = chunks[3]["choices"]
+    del (choice if place == "choice" else choice["delta"])["policy_token_spans"]
+    assert put_together("chat", chunks, shape).missing() == set()

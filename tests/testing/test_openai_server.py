@@ -188,3 +188,25 @@ def test_it_runs_beside_code_that_blocks():
     with OpenAIServer() as server, urllib.request.urlopen(server.url + "/v1/models") as response:
         assert json.load(response)["data"][0]["id"] == "scripted"
     assert not [thread for thread in threading.enumerate() if "openai-server" in thread.name]
+
+
+async def test_generate_takes_and_gives_ids(http):
+    """vLLM's `/inference/v1/generate` has the model and the time only in whole answers, and ids without text in both forms."""
+    asked = {"token_ids": [5, 6], "sampling_params": {"logprobs": 1, "max_tokens": 8}}
+    async with OpenAIServer("one two") as server:
+        path = "/inference/v1/generate"
+        _, _, whole = await post(http, server, path, **asked)
+        _, _, data = await post(
+            http, server, path, **asked, stream=True, stream_options={"include_usage": True}
+        )
+        no_ids = await post(http, server, path, sampling_params={})
+    whole, (first, second, last) = json.loads(whole), events(data)
+    assert {"model", "created"} <= whole.keys()
+    assert {"model", "created"}.isdisjoint(first)
+    assert last["choices"] == []
+    assert last["usage"].items() <= whole["usage"].items()
+    (choice,) = whole["choices"]
+    assert first["choices"][0]["token_ids"] + second["choices"][0]["token_ids"] == choice["token_ids"]
+    assert [each["token_id"] for each in choice["logprobs"]["content"]] == choice["token_ids"]
+    assert choice["finish_reason"] == second["choices"][0]["finish_reason"] == "stop"
+    assert (no_ids[0], "token_ids" in json.loads(no_ids[2])["error"]["message"]) == (400, True)

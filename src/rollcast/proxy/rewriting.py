@@ -113,7 +113,7 @@ class EngineTraits:
         kinds: tuple[RequestKind, ...] = ("chat", "completions", "generate")
         self.wanted = {kind: set(wanted) for kind in kinds}
         self._tools = tools
-        self._calls: dict[tuple[RequestKind, frozenset[str]], CallTraits] = {}
+        self._calls: dict[tuple[RequestKind, frozenset[str], str], CallTraits] = {}
         self._seen: set[tuple[RequestKind, str]] = set()
         self._told: set[tuple[RequestKind, str]] = set()
 
@@ -122,7 +122,9 @@ class EngineTraits:
         fields = {
             name for name, value in request.sampling.items() if value is not False and name not in _SAMPLING
         }
-        key = request.kind, frozenset(fields | ({"tools"} if request.tools else set()))
+        # Answers of `generate` name their model, and their streams do not, so it is learnt for each one.
+        model = request.model if request.kind == "generate" else ""
+        key = request.kind, frozenset(fields | ({"tools"} if request.tools else set())), model
         known = self._calls.get(key)
         if known is None:
             known = CallTraits(BodyShape(request.kind), set(self.wanted[request.kind]))

@@ -303,6 +303,7 @@ class Watched:
     _headers: list[str] = field(default_factory=list)
     _type: str = ""  # of the answer's body
     _over: bool = False
+    _asked_s: int = field(default_factory=lambda: int(time.time()))
     _doubt: str | None = (
         None  # why the engine refused the request as it was changed; perhaps it refuses the caller's own too
     )
@@ -494,9 +495,11 @@ class Watched:
             return None
         if missing := self.answer.missing():
             call.streams = False
-            self.why_not_whole = f"its stream has no {', '.join(sorted(missing))}; it is asked again"
+            self.why_not_whole = (
+                f"its stream has no {', '.join(sorted(missing))} as a whole answer has it; it is asked again"
+            )
             return None
-        return self.answer.body(without=self.turned.added)
+        return self.answer.body(without=self.turned.added, created=self._asked_s)
 
 
 def _error_in(payload: bytes) -> tuple[int, bytes] | None:

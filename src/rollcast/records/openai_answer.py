@@ -24,6 +24,14 @@ _OBJECTS = {"chat": "chat.completion", "completions": "text_completion"}
 _JOINED = frozenset(
     {"content", "refusal", "reasoning", "reasoning_content"}
 )  # texts of a message that come in parts
+_STAMPS = ("id", "request_id", "created", "model")  # what tells whose an answer is
+_NOT_IN_CHUNKS = frozenset(
+    {"created", "model"}
+)  # stamps that the chunks of `/inference/v1/generate` do not have
+_IN_PARTS = frozenset({"token_ids", "sampling_mask"})  # lists of a choice with an entry for each token
+_LAST_COUNTS = frozenset(
+    {"finish_reason", "stop_reason", "weight_version"}
+)  # fields whose last value is that of the whole answer
 _OF_VLLM = frozenset(
     {"token_ids", "prompt_token_ids", "stop_reason", "prompt_text"}
 )  # fields that only its chunks have
@@ -139,7 +147,7 @@ class _Level:
         return whole
 
 
-# The orders of vLLM 0.32's protocol.py (of chat_completion/, completion/ and serve/disagg/) and of OpenAI's reference.
+# The orders of vLLM 0.32's protocol.py (of chat_completion/, completion/ and scale_out/token_in_token_out/) and of OpenAI's reference.
 _SHAPES: dict[tuple[RequestKind, bool], dict[str, str]] = {
     ("chat", True): {
         "top": "id? object? created? model? choices? service_tier system_fingerprint usage? prompt_logprobs prompt_token_ids "
@@ -166,8 +174,10 @@ _SHAPES: dict[tuple[RequestKind, bool], dict[str, str]] = {
         "usage": "prompt_tokens? completion_tokens? total_tokens?",
     },
     ("generate", True): {
-        "top": "request_id? choices? prompt_logprobs kv_transfer_params ec_transfer_params?",
-        "choice": "index? logprobs finish_reason token_ids routed_experts",
+        "top": "request_id? model created usage? prompt_logprobs prompt_token_id_logprobs prompt_token_ids mm_placeholders metrics "
+        "kv_transfer_params ec_transfer_params output_mode? choices?",
+        "choice": "index? finish_reason stop_reason token_ids routed_experts sampling_mask weight_versions text? logprobs",
+        "usage": "prompt_tokens? total_tokens? completion_tokens? prompt_tokens_details completion_tokens_details",
     },
 }  # fmt: skip
 
@@ -185,12 +195,16 @@ class BodyShape:
     Attributes:
         answers: from how many whole answers it has learnt.
         empty_content: the content of an answer that has neither text nor reasoning nor calls.
+        stamps: the id, the time and the model of the last whole answer, by the names of their fields.
+        counts: whether whole answers have a usage.
     """
 
     def __init__(self, kind: RequestKind, *, vllm: bool = False) -> None:
         self.kind = kind
         self.answers = 0
         self.empty_content: str | None = ""
+        self.stamps: dict[str, Any] = {}
+        self.counts = False
         self._levels = self._usual(vllm=vllm)
 
     def _usual(self, *, vllm: bool) -> dict[str, _Level]:
@@ -207,6 +221,7 @@ class BodyShape:
             self._levels = self._usual(vllm=any("stop_reason" in choice for choice in choices))
         self.answers += 1
         self._levels["top"].learn(body)
+        self.stamps.update((name, body[name]) for name in _STAMPS if body.get(name) is not None)
         for choice in choices:
             self._levels["choice"].learn(choice)
             if isinstance(said := choice.get("message"), Mapping):
@@ -214,6 +229,7 @@ class BodyShape:
                 if not any(said.get(name) for name in (*_JOINED, "tool_calls", "function_call")):
                     self.empty_content = said.get("content")
         if isinstance(usage := body.get("usage"), Mapping):
+            self.counts = True
             self._levels["usage"].learn(usage)
 
     def missing(self, level: str, values: Collection[str]) -> set[str]:
@@ -230,9 +246,15 @@ class BodyShape:
 
 
 class _Choice:
-    """One choice while it arrives."""
+    """One choice while it arrives.
+
+    Attributes:
+        in_parts: fields that came in several chunks, and of which it is not known how a whole answer has them, such as ART's
+            `policy_token_spans`.
+    """
 
     def __init__(self) -> None:
+        self.in_parts: set[str] = set()
         self.fields: dict[str, Any] = {}
         self.said: dict[str, Any] = {}
         self.texts: dict[str, list[str]] = {}
@@ -245,9 +267,11 @@ class _Choice:
                 continue
             if name == "text":
                 self.texts.setdefault("text", []).append(value if isinstance(value, str) else "")
-            elif name == "token_ids" and isinstance(value, list):
+            elif name in _IN_PARTS and isinstance(value, list):
                 self.fields.setdefault(name, []).extend(value)
             elif value is not None and not (name == "finish_reason" and value == ""):  # "" is no reason yet
+                if name not in _LAST_COUNTS and _is_part(self.fields.get(name), value):
+                    self.in_parts.add(name)
                 self.fields[name] = value
         delta = choice.get("delta")
         if not isinstance(delta, Mapping):
@@ -260,6 +284,8 @@ class _Choice:
                 continue  # some engines name it only in the first chunk
             elif name not in ("tool_calls", "function_call") and value is not None:
                 known = self.said.get(name)
+                if not isinstance(value, list) and _is_part(known, value):
+                    self.in_parts.add(name)
                 self.said[name] = (
                     known + value if isinstance(known, list) and isinstance(value, list) else value
                 )
@@ -291,6 +317,11 @@ class _Choice:
             others = "tool_calls" in said or any(name in said for name in _JOINED - {"content"})
             said["content"] = None if others else empty
         return said
+
+
+def _is_part(known: Any, value: Any) -> bool:
+    """Whether a field has come before, so that this value is a part of it, or stands in its place: nobody knows which."""
+    return known is not None and (known != value or (isinstance(value, list | dict) and bool(value)))
 
 
 def _join_lists(known: dict[str, Any], more: Mapping[str, Any]) -> None:
@@ -348,23 +379,27 @@ class Answer:
         )
 
     def missing(self) -> set[str]:
-        """The fields that every whole answer of this engine had, and this stream did not give."""
+        """The fields that every whole answer of this engine had and this stream did not give, or gave in parts of which nothing is known."""
         shape = self._shape
         if shape is None:
             return set()
-        found = shape.missing("top", self._top)
+        found = shape.missing("top", self._top) | shape.stamps.keys() - self._top.keys()
+        if self.kind == "generate":
+            found -= _NOT_IN_CHUNKS
         if isinstance(usage := self._top.get("usage"), dict):
             found |= shape.missing("usage", usage)
         for choice in self._choices.values():
+            found |= choice.in_parts
             found |= shape.missing("choice", choice.fields)
             found |= shape.missing("said", choice.said.keys() | choice.texts.keys())
         return found
 
-    def whole(self, *, without: Collection[AddedField] = ()) -> dict[str, Any]:
+    def whole(self, *, without: Collection[AddedField] = (), created: int | None = None) -> dict[str, Any]:
         """The answer as the engine would have sent it without `stream`.
 
         Args:
             without: what the caller had not asked for, so that it is left out: `token_ids` (those of the prompt too), `logprobs`.
+            created: when the engine was asked, in seconds since 1970; for answers of `/inference/v1/generate`, whose chunks do not say.
         """
         shape = self._shape if self._shape is not None and self._shape.answers else None
         shape = shape or BodyShape(self.kind, vllm=self._of_vllm)
@@ -375,7 +410,11 @@ class Answer:
         if self.kind in _OBJECTS:
             values["object"] = _OBJECTS[self.kind]
         else:
-            values.pop("usage", None)  # a whole answer of this route has none
+            stamps = {**shape.stamps, "created": created}
+            names = [name for name in _NOT_IN_CHUNKS & shape.stamps.keys() if stamps[name] is not None]
+            values = {name: stamps[name] for name in names} | values
+        if shape.answers and not shape.counts:  # its streams have a usage because they were asked for it
+            values.pop("usage", None)
         if isinstance(usage := values.get("usage"), dict):
             values["usage"] = shape.filled("usage", usage)
         values["choices"] = [
@@ -383,8 +422,11 @@ class Answer:
         ]
         return shape.filled("top", values)
 
-    def body(self, *, without: Collection[AddedField] = ()) -> bytes:
+    def body(self, *, without: Collection[AddedField] = (), created: int | None = None) -> bytes:
         """The same as JSON, in the form that Starlette gives the answers of vLLM, SGLang and most others."""
         return json.dumps(
-            self.whole(without=without), ensure_ascii=False, allow_nan=False, separators=(",", ":")
+            self.whole(without=without, created=created),
+            ensure_ascii=False,
+            allow_nan=False,
+            separators=(",", ":"),
         ).encode()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import msgspec
 
 from rollcast.testing.openai_answers import Dialect, ServedAnswer, ServedCall
 from rollcast.testing.scripted import tokens_of
 
-__all__ = ["BodyWriter", "ServedPiece", "served_pieces"]
+__all__ = ["CREATED", "BodyWriter", "ServedPiece", "served_pieces"]
 
-_CREATED = 1_700_000_000
+CREATED = 1_700_000_000
 _CALL_PIECE = 8  # characters of a call's arguments in one chunk
 
 
@@ -57,7 +57,21 @@ def _made_up(ids: Sequence[int]) -> list[float]:
     return [-(token % 64 + 1) / 16 for token in ids]
 
 
-async def served_pieces(answer: ServedAnswer, writer: BodyWriter) -> AsyncIterator[ServedPiece]:
+class Limits(Protocol):
+    """What of a request bounds its answer."""
+
+    @property
+    def chat(self) -> bool:
+        """Whether it is the chat route, which has reasoning and calls."""
+        ...
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens; None if the request does not say."""
+        ...
+
+
+async def served_pieces(answer: ServedAnswer, writer: Limits) -> AsyncIterator[ServedPiece]:
     """Cut a scripted answer into pieces, at most as many tokens as the request allows."""
     texts = _texts(answer.text)
     ids = [[_id_of(text)] for text in texts] if answer.token_ids is None else answer.token_ids
@@ -144,6 +158,16 @@ class BodyWriter(msgspec.Struct):
             for token in tokens_of(f"{message.get('role')}: {message.get('content')}\n")
         ]
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How to sample."""
+        return self.body
+
+    @property
+    def prompt(self) -> Any:
+        """The prompt of the completions route: ids, shape (T,), or text."""
+        return self.body.get("prompt")
+
     # -- a stream ------------------------------------------------------------------------------------------------------
 
     async def chunks(self, answer: ServedAnswer, pieces: AsyncIterator[ServedPiece]) -> AsyncIterator[bytes]:
@@ -201,7 +225,7 @@ class BodyWriter(msgspec.Struct):
         usage: dict[str, Any] | None = None,
     ) -> bytes:
         kind = "chat.completion.chunk" if self.chat else "text_completion"
-        chunk = {"id": self.id, "object": kind, "created": _CREATED, "model": self.model, "choices": choices}
+        chunk = {"id": self.id, "object": kind, "created": CREATED, "model": self.model, "choices": choices}
         if first and self.chat and self.ids:
             chunk["prompt_token_ids"] = self._prompt_ids()
         if piece is not None and piece.weight_version is not None:
@@ -248,7 +272,7 @@ class BodyWriter(msgspec.Struct):
         body = {
             "id": self.id,
             "object": kind,
-            "created": _CREATED,
+            "created": CREATED,
             "model": self.model,
             "choices": [self._whole_choice(answer, said, index) for index in range(count)],
             "usage": self._usage(sampled * count),

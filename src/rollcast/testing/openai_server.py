@@ -17,6 +17,7 @@ from rollcast.errors import BackendError, InputError, MissingExtraError, PromptT
 from rollcast.models.backend import Backend, GenerationRequest, Sampling
 from rollcast.testing.openai_answers import Dialect, ServedAnswer, ServedCall
 from rollcast.testing.openai_bodies import BodyWriter, ServedPiece, served_pieces
+from rollcast.testing.openai_generate import TokensWriter
 
 try:
     from aiohttp import web
@@ -48,16 +49,19 @@ class ReceivedRequest(msgspec.Struct):
 _VLLM_PATHS = {
     "/collective_rpc", "/is_paused", "/pause", "/reset_prefix_cache", "/resume", "/update_weight_version", "/weight_info",
 }  # fmt: skip
+_GENERATE = "/inference/v1/generate"  # of vLLM, behind --enable-scale-out
 _SGLANG_PATHS = {
     "/continue_generation", "/flush_cache", "/get_model_info", "/pause_generation", "/update_weights_from_disk",
 }  # fmt: skip
 
 Scripted = str | ServedAnswer
+Writer = BodyWriter | TokensWriter
 Script = Scripted | Sequence[Scripted] | Callable[[ReceivedRequest], Scripted | Awaitable[Scripted]] | Backend
 
 
 class OpenAIServer:
-    """Serves `/v1/chat/completions`, `/v1/completions`, `/v1/models`, `/health` and an engine's control paths.
+    """Serves `/v1/chat/completions`, `/v1/completions`, `/v1/models`, `/health` and an engine's control paths; as vLLM, it also serves
+    `/inference/v1/generate`.
 
     `async with` runs it on the running event loop; `with` runs it on a thread of its own, for clients that block.
 
@@ -78,6 +82,7 @@ class OpenAIServer:
         reloads: how often its weights were replaced.
         weight_version: what it says is their version.
         healthy: whether `/health` answers 200; else 503.
+        adapters: further names that `/inference/v1/generate` takes as a model, and then names in its answer.
 
     Raises:
         MissingExtraError: aiohttp is not installed.
@@ -99,6 +104,7 @@ class OpenAIServer:
         self.weight_version = "0"
         self._announced: dict[int | None, str] = {}  # by the version that a served backend gives its tokens
         self.healthy = True
+        self.adapters: set[str] = set()
         self.model = model
         self.dialect: Dialect = dialect
         self.context = context
@@ -131,7 +137,7 @@ class OpenAIServer:
     @property
     def generations(self) -> list[ReceivedRequest]:
         """The requests that asked for tokens, in order."""
-        return [request for request in self.requests if request.path.endswith("/completions")]
+        return [request for request in self.requests if request.path.endswith(("/completions", _GENERATE))]
 
     def reserve(self) -> str:
         """Take a port without listening on it, so that callers are refused until `start`; returns the URL."""
@@ -215,7 +221,9 @@ class OpenAIServer:
             return _error(401, "the API key is missing or wrong")
         if request.path == "/v1/models":
             return web.json_response({"object": "list", "data": [self._card()]})
-        if request.path in {"/v1/chat/completions", "/v1/completions"}:
+        if request.path in {"/v1/chat/completions", "/v1/completions"} or (
+            request.path == _GENERATE and self.dialect == "vllm"
+        ):
             if not isinstance(received.json, dict):
                 return _error(400, "the body is not a JSON object")
             return await self._generated(request, received)
@@ -276,9 +284,12 @@ class OpenAIServer:
             self._announced[self._script.policy_version] = version
 
     async def _generated(self, request: web.Request, received: ReceivedRequest) -> web.StreamResponse:
-        writer = BodyWriter.of(
-            request.path, received.json, self.dialect, self.model, request.headers.get("X-Request-Id")
-        )
+        name = request.headers.get("X-Request-Id")
+        writer: Writer
+        if request.path == _GENERATE:
+            writer = TokensWriter.of(received.json, {self.model} | self.adapters, self.model, name)
+        else:
+            writer = BodyWriter.of(request.path, received.json, self.dialect, self.model, name)
         if writer.refused is not None:
             return _error(400, writer.refused)
         if isinstance(self._script, Backend):
@@ -314,7 +325,7 @@ class OpenAIServer:
         self,
         request: web.Request,
         received: ReceivedRequest,
-        writer: BodyWriter,
+        writer: Writer,
         answer: ServedAnswer,
         pieces: AsyncIterator[ServedPiece],
     ) -> web.StreamResponse:
@@ -350,7 +361,7 @@ class OpenAIServer:
         self,
         request: web.Request,
         received: ReceivedRequest,
-        writer: BodyWriter,
+        writer: Writer,
         answer: ServedAnswer,
         pieces: AsyncIterator[ServedPiece],
     ) -> web.StreamResponse:
@@ -446,20 +457,20 @@ async def _chained(first: ServedPiece | None, rest: AsyncIterator[ServedPiece]) 
 
 
 async def _from_backend(
-    backend: Backend, request_id: str, writer: BodyWriter, announced: dict[int | None, str]
+    backend: Backend, request_id: str, writer: Writer, announced: dict[int | None, str]
 ) -> AsyncIterator[ServedPiece]:
     """The tokens of a real backend as pieces of an answer."""
-    body = writer.body
-    stop = body.get("stop") or ()
+    body, asked = writer.body, writer.sampling
+    stop = asked.get("stop") or ()
     sampling = Sampling(
-        temperature=body.get("temperature", 1.0),
-        top_p=body.get("top_p", 1.0),
-        top_k=max(body.get("top_k", 0), 0),
-        max_tokens=body.get("max_completion_tokens") or body.get("max_tokens") or 16,
+        temperature=asked.get("temperature", 1.0),
+        top_p=asked.get("top_p", 1.0),
+        top_k=max(asked.get("top_k", 0), 0),
+        max_tokens=writer.limit or 16,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        seed=body.get("seed"),
+        seed=asked.get("seed"),
     )
-    prompt = body.get("prompt")
+    prompt = writer.prompt
     request = GenerationRequest(
         request_id,
         body.get("messages", []),

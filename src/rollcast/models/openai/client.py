@@ -1,23 +1,16 @@
-"""The thread that talks to a server, and the requests on their way through it.
-
-An aiohttp session belongs to one event loop. Here that loop runs on a daemon thread of its own, so that requests may come from
-several loops and threads, and a reader that stalls does not stall the others. What arrives together goes to each consumer's
-loop in one wake-up.
-"""
+"""The thread that talks to a server, and the requests on their way through it. An aiohttp session belongs to one event loop: see `LoopEngine`."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
 
-from rollcast.errors import BackendClosedError, BackendError, InputError, MissingExtraError, RollcastError
-from rollcast.models.failures import fresh_copy
-from rollcast.models.inbox import Item, deliver
+from rollcast.errors import BackendError, InputError, MissingExtraError, RollcastError
+from rollcast.models.loop_engine import LoopEngine
 from rollcast.models.openai.bodies import adapted
 from rollcast.models.openai.facts import Address, ServerFacts
 from rollcast.models.openai.generation import Generation
@@ -44,7 +37,7 @@ VERSION_EVERY_S = 1.0  # how often the server's version of the weights is asked 
 DRAIN_S = 5.0  # how long the rest of an answer may take, so that its connection can be used again
 
 
-class Client:
+class Client(LoopEngine[Generation]):
     """Talks to one server.
 
     Args:
@@ -62,7 +55,6 @@ class Client:
     def __init__(self, address: Address, api_key: str | None, retries: int, stall_s: float) -> None:
         self.address = address
         self.facts = ServerFacts("")
-        self.version = 0
         self.follows = False
         self._api_key = api_key
         self._retries = retries
@@ -70,75 +62,40 @@ class Client:
         self._process = os.getpid()
         # Used by the client's thread only.
         self._session: aiohttp.ClientSession
-        self._running: set[Generation] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._outbox: list[tuple[Generation, Item]] = []
         self._asked_at = 0.0
         self._may_ask = asyncio.Event()
-        # Shared, under the lock: why nothing can be generated any more, or until new weights come.
-        self._lock = threading.Lock()
-        self._closed: BackendError | None = None
-        self._unusable: BackendError | None = None
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="rollcast-openai", daemon=True)
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
+        super().__init__("rollcast-openai")
+        self.wait_for(self._open())
 
     # -- called from any thread ----------------------------------------------------------------------------------------
 
     def submit(self, generation: Generation) -> None:
-        """Begin a generation.
+        """See `LoopEngine.submit`.
 
         Raises:
-            BackendClosedError: the backend was closed.
-            BackendError: the server's weights are not what they should be, or this process was forked.
+            BackendError: also if this process was forked.
         """
         self._check_process()
-        with self._lock:
-            if (failure := self._closed or self._unusable) is not None:
-                raise fresh_copy(failure)
-            self._loop.call_soon_threadsafe(self._begin, generation)
+        super().submit(generation)
 
     def leave(self, generation: Generation) -> None:
-        """End a generation and close its connection; it receives None unless it had ended. May be called twice."""
-        with self._lock:
-            if self._closed is None and self._process == os.getpid():
-                self._loop.call_soon_threadsafe(self._end, generation, None)
-
-    def wait_for(self, question: Coroutine[Any, Any, _T]) -> _T:
-        """Run a coroutine in the client's loop, and block until it has ended."""
-        return asyncio.run_coroutine_threadsafe(question, self._loop).result()
+        """See `LoopEngine.leave`; its connection is closed."""
+        if self._process == os.getpid():
+            super().leave(generation)
 
     async def ask(self, question: Coroutine[Any, Any, _T]) -> _T:
-        """Run a coroutine in the client's loop. It runs to its end even if the caller is cancelled.
+        """See `LoopEngine.ask`.
 
         Raises:
-            BackendClosedError: the backend was closed.
+            BackendError: also if this process was forked.
         """
         self._check_process()
-        with self._lock:
-            if self._closed is not None:
-                question.close()
-                raise fresh_copy(self._closed)
-            future = asyncio.run_coroutine_threadsafe(self._tracked(question), self._loop)
-        try:
-            return await asyncio.shield(asyncio.wrap_future(future))
-        except asyncio.CancelledError:
-            if future.cancelled() and self._closed is not None:
-                raise fresh_copy(self._closed) from None
-            raise
+        return await super().ask(question)
 
     def close(self, failure: BackendError) -> None:
-        """Fail every present and future generation with this error, close the connections and end the thread."""
-        if self._process != os.getpid():
-            return  # the thread is the parent process's
-        with self._lock:
-            if self._closed is None:
-                self._closed = failure
-                asyncio.run_coroutine_threadsafe(self._shutdown(), self._loop)
-        # The garbage collector may close a forgotten backend on the client's own thread.
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        """See `LoopEngine.close`. In a process that was forked it does nothing: the thread is the parent process's."""
+        if self._process == os.getpid():
+            super().close(failure)
 
     def _check_process(self) -> None:
         if self._process != os.getpid():
@@ -243,14 +200,6 @@ class Client:
 
     # -- generations, in the client's loop -----------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_forever()
-        finally:
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.close()
-
     async def _open(self) -> None:
         headers = {"Content-Type": "application/json"}
         if self._api_key:
@@ -272,32 +221,6 @@ class Client:
     def go_on(self) -> None:
         """Let attempts begin again."""
         self._may_ask.set()
-
-    async def settled(self) -> None:
-        """Wait until what has arrived was taken, so that it has the version that sampled it."""
-        for _ in range(8 + len(self._running)):
-            await asyncio.sleep(0)
-
-    def fail_all(self, failure: BackendError | None) -> None:
-        """Fail every present and future generation with this error; None allows new ones again."""
-        with self._lock:
-            self._unusable = failure
-        if failure is not None:
-            for generation in list(self._running):
-                self._end(generation, fresh_copy(failure))
-
-    async def _tracked(self, question: Coroutine[Any, Any, _T]) -> _T:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return await question
-
-    def _begin(self, generation: Generation) -> None:
-        self._running.add(generation)
-        task = generation.task = self._loop.create_task(self._pump(generation))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _pump(self, generation: Generation) -> None:
         """Move an answer to the inbox, attempt by attempt, until the generation ends."""
@@ -389,41 +312,8 @@ class Client:
         if found is not None:
             self.version = found
 
-    def _put(self, generation: Generation, item: Item) -> None:
-        if generation not in self._running:
-            return
-        if not self._outbox:
-            # What else has arrived is already scheduled to be read before this call.
-            self._loop.call_soon(self._flush)
-        self._outbox.append((generation, item))
-
-    def _end(self, generation: Generation, item: Item) -> None:
-        self._put(generation, item)
-        self._running.discard(generation)
-        task = generation.task
-        if task is not None and task is not asyncio.current_task(self._loop):
-            task.cancel()
-
-    def _flush(self) -> None:
-        outbox, self._outbox = self._outbox, []
-        closed = deliver(outbox)
-        # What comes for a closed loop would never be read.
-        for generation in [other for other in self._running if other.loop in closed]:
-            self._end(generation, None)
-
-    async def _shutdown(self) -> None:
-        failure = self._closed or BackendClosedError("the backend was closed")
-        for generation in list(self._running):
-            self._end(generation, fresh_copy(failure))
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._flush()
-        try:
-            await self._session.close()
-        finally:
-            self._loop.stop()
+    async def _let_go(self) -> None:
+        await self._session.close()
 
 
 def version_in(found: Any) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +11,7 @@ import msgspec
 from rollcast.aio import call_in
 from rollcast.errors import BackendError
 from rollcast.models.backend import Delta, GenerationRequest, Sampling
-from rollcast.models.inbox import Inbox
+from rollcast.models.loop_engine import TaskInbox
 from rollcast.models.openai.bodies import chat_body, completion_body
 from rollcast.models.openai.facts import ServerFacts
 from rollcast.models.openai.trouble import AbortedError, TroubleError
@@ -27,16 +26,15 @@ __all__ = ["ChatGeneration", "Generation", "TokenGeneration"]
 _OPENING, _CLOSING = "<think>\n", "\n</think>\n\n"
 
 
-class Generation(Inbox, ABC):
+class Generation(TaskInbox, ABC):
     """One request. It is made in the loop of its consumer, and read in the server's.
 
     Attributes:
         route: the path under the address, `/completions` or `/chat/completions`.
         attempt: how often it was asked for again.
-        task: what reads the answer.
     """
 
-    __slots__ = ("_chain", "attempt", "task")
+    __slots__ = ("_chain", "attempt")
 
     route: str
 
@@ -44,7 +42,6 @@ class Generation(Inbox, ABC):
         super().__init__()
         self._chain = current_chain()
         self.attempt = 0
-        self.task: asyncio.Task[None] | None = None
 
     @abstractmethod
     def body(self, facts: ServerFacts) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """The thread that owns vLLM's `AsyncLLM`, and the requests on their way through it.
 
-An `AsyncLLM` belongs to one event loop. Here that loop runs on a daemon thread of its own, so that requests may come
-from several loops and threads, and one that stalls does not stall the others. The tokens of a step go to each consumer's
-loop in one wake-up.
+An `AsyncLLM` belongs to one event loop: see `LoopEngine`.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import contextlib
 import hashlib
 import itertools
 import multiprocessing
-import threading
 from collections.abc import Callable, Coroutine
 from math import isfinite
 from typing import Any, TypeVar
@@ -27,8 +24,8 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from rollcast.errors import BackendClosedError, BackendError, InputError
 from rollcast.models.backend import Delta, Sampling
-from rollcast.models.failures import fresh_copy, not_finite
-from rollcast.models.inbox import Inbox, Item, deliver
+from rollcast.models.failures import not_finite
+from rollcast.models.loop_engine import LoopEngine, TaskInbox
 from rollcast.models.text import StopStrings, TextStream, TokenTexts
 from rollcast.models.vllm.watch import Watch
 from rollcast.text import one_line
@@ -44,7 +41,7 @@ _SHUTDOWN_S = 1.5
 _ADAPTER_ID = 1
 
 
-class Generation(Inbox):
+class Generation(TaskInbox):
     """One request on its way through the engine.
 
     Args:
@@ -54,7 +51,7 @@ class Generation(Inbox):
         texts: the texts of the model's tokens.
     """
 
-    __slots__ = ("limit", "prompt_ids", "sampling", "stops", "task", "text")
+    __slots__ = ("limit", "prompt_ids", "sampling", "stops", "text")
 
     def __init__(self, prompt_ids: list[int], sampling: Sampling, limit: int, texts: TokenTexts) -> None:
         super().__init__()
@@ -63,7 +60,6 @@ class Generation(Inbox):
         self.limit = limit
         self.text = TextStream(texts)
         self.stops = StopStrings(sampling.stop) if sampling.stop else None
-        self.task: asyncio.Task[None] | None = None
 
     def delta(self, completion: Any, version: int) -> Delta:
         """Make a delta of one of vLLM's outputs, cut after the token that completes a stop string.
@@ -93,7 +89,7 @@ class Generation(Inbox):
         return Delta("".join(pieces), ids, logprobs, version, None, reason)
 
 
-class Engine:
+class Engine(LoopEngine[Generation]):
     """An `AsyncLLM` on its own event loop and thread.
 
     Args:
@@ -113,28 +109,18 @@ class Engine:
     """
 
     def __init__(self, arguments: AsyncEngineArgs, end_ids: frozenset[int], cause: Callable[[], str]) -> None:
-        self.version = 0
         self._end_ids = sorted(end_ids)
         self._cause = cause
         self._llm: AsyncLLM
         self._adapter: LoRARequest | None = None
         # Used by the engine's thread only.
-        self._running: set[Generation] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._outbox: list[tuple[Generation, Item]] = []
         self._names = map(str, itertools.count())
         self._updating = asyncio.Lock()
-        # Shared, under the lock: why nothing can be generated any more, or until new weights come.
-        self._lock = threading.Lock()
-        self._closed: BackendError | None = None
-        self._unusable: BackendError | None = None
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="rollcast-vllm", daemon=True)
         self._watch: Watch | None = None
         others = multiprocessing.active_children()
-        self._thread.start()
+        super().__init__("rollcast-vllm")
         try:
-            asyncio.run_coroutine_threadsafe(self._open(arguments), self._loop).result()
+            self.wait_for(self._open(arguments))
         except BaseException:
             # vLLM blocks its loop while it waits for its process, so an interrupted start is ended from outside.
             for child in _started_since(others):
@@ -149,59 +135,17 @@ class Engine:
 
     # -- called from any thread ----------------------------------------------------------------------------------------
 
-    def submit(self, generation: Generation) -> None:
-        """Add a generation to the batch.
-
-        Raises:
-            BackendClosedError: the engine was closed.
-            BackendError: its weights are not what they should be.
-        """
-        with self._lock:
-            if (failure := self._closed or self._unusable) is not None:
-                raise fresh_copy(failure)
-            self._loop.call_soon_threadsafe(self._begin, generation)
-
-    def leave(self, generation: Generation) -> None:
-        """End a generation; it receives None unless it had ended. May be called twice."""
-        with self._lock:
-            if self._closed is None:
-                self._loop.call_soon_threadsafe(self._end, generation, None)
-
-    async def ask(self, question: Coroutine[Any, Any, _T]) -> _T:
-        """Run one of this engine's coroutines in its loop. It runs to its end even if the caller is cancelled.
-
-        Raises:
-            BackendClosedError: the engine was closed, or died.
-        """
-        with self._lock:
-            if self._closed is not None:
-                question.close()
-                raise fresh_copy(self._closed)
-            future = asyncio.run_coroutine_threadsafe(self._tracked(question), self._loop)
-        try:
-            return await asyncio.shield(asyncio.wrap_future(future))
-        except asyncio.CancelledError:
-            if future.cancelled() and self._closed is not None:
-                raise fresh_copy(self._closed) from None
-            raise
-
     def open_adapter(self, folder: str) -> None:
         """Sample with a LoRA adapter from the start.
 
         Raises:
             InputError: vLLM does not take it.
         """
-        asyncio.run_coroutine_threadsafe(self.load_adapter(folder, self.version), self._loop).result()
+        self.wait_for(self.load_adapter(folder, self.version))
 
     def close(self, failure: BackendError) -> None:
-        """Fail every present and future generation with this error, and wait for the engine's process to end."""
-        with self._lock:
-            if self._closed is None:
-                self._closed = failure
-                asyncio.run_coroutine_threadsafe(self._shutdown(), self._loop)
-        # The garbage collector may close a forgotten backend on the engine's own thread.
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        """See `LoopEngine.close`; waits for the engine's process to end."""
+        super().close(failure)
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.close()
@@ -273,23 +217,7 @@ class Engine:
                     "model, of a rank up to max_lora_rank"
                 ) from error
 
-    def fail_all(self, failure: BackendError | None) -> None:
-        """Fail every present and future generation with this error; None allows new ones again."""
-        with self._lock:
-            self._unusable = failure
-        if failure is not None:
-            for generation in list(self._running):
-                self._end(generation, fresh_copy(failure))
-
     # -- in the engine's loop ------------------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_forever()
-        finally:
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.close()
 
     async def _open(self, arguments: AsyncEngineArgs) -> None:
         self._llm = AsyncLLM.from_engine_args(arguments)
@@ -298,20 +226,10 @@ class Engine:
         await self._llm.update_weight_version(str(self.version))
 
     async def _tracked(self, question: Coroutine[Any, Any, _T]) -> _T:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
         try:
-            return await question
+            return await super()._tracked(question)
         except EngineDeadError as error:
             raise self._death_error() from error
-
-    def _begin(self, generation: Generation) -> None:
-        self._running.add(generation)
-        task = generation.task = self._loop.create_task(self._pump(generation))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _pump(self, generation: Generation) -> None:
         """Move vLLM's outputs to the inbox, until the generation ends."""
@@ -346,33 +264,10 @@ class Engine:
             failure.__cause__ = error
             self._end(generation, failure)
 
-    def _put(self, generation: Generation, item: Item) -> None:
-        if generation not in self._running:
-            return
-        if not self._outbox:
-            # The other generations of this step are already scheduled to run before this call.
-            self._loop.call_soon(self._flush)
-        self._outbox.append((generation, item))
-
-    def _end(self, generation: Generation, item: Item) -> None:
-        self._put(generation, item)
-        self._running.discard(generation)
-        task = generation.task
-        if task is not None and task is not asyncio.current_task(self._loop):
-            task.cancel()
-
-    def _flush(self) -> None:
-        outbox, self._outbox = self._outbox, []
-        closed = deliver(outbox)
-        # Outputs for a closed loop would never be read.
-        for generation in [other for other in self._running if other.loop in closed]:
-            self._end(generation, None)
-
     async def _adopt(self, version: int) -> None:
         # Everything that the old weights sampled left the engine's process before the pause was answered; let it arrive
         # here, where it gets its version.
-        for _ in range(8 + len(self._running)):
-            await asyncio.sleep(0)
+        await self.settled()
         await self._llm.update_weight_version(str(version))
         self.version = version
 
@@ -383,22 +278,10 @@ class Engine:
         failure.__cause__ = error
         return failure
 
-    async def _shutdown(self) -> None:
-        failure = self._closed
-        assert failure is not None
-        for generation in list(self._running):
-            self._end(generation, fresh_copy(failure))
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._flush()
-        try:
-            if hasattr(self, "_llm"):
-                self._llm.shutdown(timeout=_SHUTDOWN_S)
-                del self._llm
-        finally:
-            self._loop.stop()
+    async def _let_go(self) -> None:
+        if hasattr(self, "_llm"):
+            self._llm.shutdown(timeout=_SHUTDOWN_S)
+            del self._llm
 
 
 def _started_since(others: list[Any]) -> list[Any]:
