@@ -28,20 +28,10 @@ rows = [{"prompt": [{"role": "user", "content": f"What is {n} + 4?"}], "answer":
 
 def new_trainer(folder):
     config = GRPOConfig(
-        folder,
-        max_steps=int(sys.argv[1]) if len(sys.argv) > 1 else 2,
-        per_device_train_batch_size=8,
-        num_generations=8,
-        max_completion_length=32,
-        learning_rate=4e-4,
-        logging_steps=1,
-        bf16=False,
-        use_cpu=True,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        log_level="error",
-    )
+        folder, max_steps=int(sys.argv[1]) if len(sys.argv) > 1 else 2, per_device_train_batch_size=8, num_generations=8,
+        max_completion_length=32, learning_rate=4e-4, logging_steps=1, bf16=False, use_cpu=True, save_strategy="no",
+        report_to="none", disable_tqdm=True, log_level="error",
+    )  # fmt: skip
     return GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype="float32"),
         processing_class=AutoTokenizer.from_pretrained(CHECKPOINT),
@@ -60,9 +50,7 @@ def show(_, event):
 
 with tempfile.TemporaryDirectory() as folder:
     trainer = new_trainer(folder)
-    handle = rollcast.attach(
-        trainer, record=None
-    )  # the line; without record=None there is a record to open afterwards
+    handle = rollcast.attach(trainer, record=None)  # the line; leave record=None out, and it leaves a record
     handle.streaming_manager.add_observer(CallbackStreamObserver(show, types=("chain_end", "train_step")))
     trainer.train()
     handle.detach()

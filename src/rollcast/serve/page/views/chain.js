@@ -228,7 +228,7 @@ function GoToTurn({ count, last, jump }) {
     const { value } = /** @type {HTMLInputElement} */ (/** @type {HTMLFormElement} */ (event.currentTarget).elements.namedItem("turn"));
     if (value) jump(Math.min(Math.max(Number(value), 1), last));
   };
-  return html`<form class="go-to" onSubmit=${go}><label>turn <input name="turn" type="number" min="1" max=${last} inputmode="numeric" /></label><span class="muted">of ${whole(count)}</span><button class="small-button">Go</button></form>`;
+  return html`<form class="go-to" onSubmit=${go}><label>turn <input name="turn" type="number" min="1" max=${last} /></label><span class="muted">of ${whole(count)}</span><button class="small-button">Go</button></form>`;
 }
 
 /** All turns as cells. @param {{view: import("../chain_view.js").ChainView, query: Record<string, string[]>}} props */

@@ -95,6 +95,6 @@ function Refused() {
   };
   return html`<section class="notice" aria-label="Connection"><span role="alert">${what} ${todo}</span>
     ${token
-      ? html`<form class="token-form" onSubmit=${submit}><label>Token <input ref=${field} type="password" autocomplete="off" spellcheck=${false} /></label> <button class="small-button">Connect</button></form>`
+      ? html`<form class="token-form" onSubmit=${submit}><label>Token <input ref=${field} type="password" autocomplete="off" /></label> <button class="small-button">Connect</button></form>`
       : html`<button class="small-button" onClick=${() => socket.useToken(socket.session.token)}>Try again</button>`}</section>`;
 }
