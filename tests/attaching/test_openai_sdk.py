@@ -487,13 +487,18 @@ def test_a_chain_without_a_prompt_shows_that_of_its_first_call(client, seen):
     ]
 
 
-async def test_calls_that_overlap_inside_a_chain_are_its_children(attach, seen):
+async def test_calls_that_overlap_inside_a_chain_are_its_children(attach, seen, until):
     """A chain that asks twice at once, or from within a tool, has chains beside it."""
-    async with OpenAIServer("It is 4.") as server, client_of(server, openai.AsyncOpenAI) as client:
+    script = [ServedAnswer("It is 4.", stall_at=0), "It is 4.", "It is 4."]
+    async with OpenAIServer(script) as server, client_of(server, openai.AsyncOpenAI) as client:
         attach(client)
         async with seen.manager_of_it.run() as run:
             with run.chain(ASK) as chain:
-                await asyncio.gather(chat(client), chat(client, [{"role": "user", "content": "Summarise."}]))
+                first = asyncio.create_task(chat(client))
+                await until(lambda: server.generations)
+                await chat(client, [{"role": "user", "content": "Summarise."}])
+                server.resume()
+                await first
                 with chain.tool_call("ask", {}) as call:
                     call.observation((await chat(client)).choices[0].message.content)
     starts = seen.of("chain_start")
