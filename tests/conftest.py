@@ -14,6 +14,9 @@ import pytest
 from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
+# Tests talk to nobody but themselves. TRL's trainers would report their use from a thread that goes on after its test.
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
 import rollcast
 
 # Lazy names are imported now, and not in the first test that needs one: in an event loop their import counts as blocking, and a
