@@ -21,3 +21,9 @@ def server(tmp_path_factory):
     running = VLLMServer(untied_model(scratch / "model"), scratch / "server.log", "--max-num-seqs", "64")
     yield running.start()
     running.stop()
+
+
+@pytest.fixture(autouse=True)
+def _running(server):
+    """Start it again if a test killed it."""
+    server.start()
