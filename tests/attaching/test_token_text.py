@@ -66,11 +66,11 @@ def test_whoever_changes_the_tokenizer_meanwhile_is_not_disturbed():
     """An encoder that sets truncation would raise "Already borrowed" if a decoder held the tokenizer."""
     tokenizer = byte_level()
     reader, ids = TokenReader(tokenizer), tokenizer.encode(TEXT * 50).ids
-    stop = threading.Event()
+    stop, texts = threading.Event(), {reader.text(ids)}
 
     def read():
         while not stop.is_set():
-            reader.text(ids)
+            texts.add(reader.text(ids))
 
     thread = threading.Thread(target=read)
     thread.start()
@@ -81,6 +81,7 @@ def test_whoever_changes_the_tokenizer_meanwhile_is_not_disturbed():
     finally:
         stop.set()
         thread.join()
+    assert len(texts) == 1  # and whoever reads meanwhile gets the same text each time
 
 
 def test_another_kind_of_tokenizer_is_refused():

@@ -84,7 +84,7 @@ def _put_everywhere(handle: Any, attachment: Attachment) -> None:
     context.register_configure_hook(var, inheritable=True)
 
     def undo() -> None:
-        # There is no public way to take a hook out. If this list is gone in a later version, the handle stays in it and does nothing.
+        # LangChain has no public call that removes a hook. If a later version drops this list, the handle stays registered and does nothing.
         hooks = getattr(context, "_configure_hooks", [])
         hooks[:] = [hook for hook in hooks if hook[0] is not var]
 

@@ -301,7 +301,7 @@ def _shown_path(path: Path) -> str:
 
 
 def _say_record(record: ArchiveObserver) -> None:
-    """Print the line that names the record, as the commands do. Without a run there is no record, and no line."""
+    """Print the line that names the record, as the commands do. If nothing ran, nothing was recorded, and nothing is printed."""
     if not record.begun:
         return
     line = f"recorded: {_command()} show {_shown_path(record.path)}"

@@ -31,7 +31,7 @@ class SharedTraining:
 
     Args:
         first: whether this is the first process.
-        store: a store of torch.distributed; None if there is none.
+        store: a store of torch.distributed; None if the process has no process group.
     """
 
     def __init__(self, first: bool, store: Any) -> None:

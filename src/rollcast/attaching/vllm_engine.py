@@ -212,7 +212,7 @@ def logprobs_of(new: Sampled) -> list[float] | None:
 
 
 def _version_of(version: Any) -> int | None:
-    """The version of the weights as a number; None if there is none, or if it is a name."""
+    """The version of the weights as a number; None if vLLM gives no version, or a name."""
     text = str(version) if version is not None else ""
     return int(text) if text.isdecimal() else None
 

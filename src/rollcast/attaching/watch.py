@@ -175,7 +175,7 @@ class Watch:
     # -- the thread ----------------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        """Have the thread look at the queue now; start it if there is none."""
+        """Have the thread look at the queue now; start the thread if it is not running."""
         self._asleep = False
         _ring(self._bell)
         if self._thread is None:
@@ -339,7 +339,7 @@ class _Guard(ContextDecorator):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        if isinstance(error, RecursionError):  # nothing may be called here: there is no room
+        if isinstance(error, RecursionError):  # the stack is full, so nothing can be called here
             self._watch.cramped = True
             return True
         if not isinstance(error, Exception) or by_signal(error):

@@ -189,7 +189,7 @@ class Passing:
     async def _put_together(
         self, request: web.Request, answer: aiohttp.ClientResponse, watched: Watched
     ) -> web.StreamResponse | None:
-        """Read the stream, and give the whole answer; None if there is none."""
+        """Read the stream, and give the whole answer; None if the stream cannot be put together."""
         watched.answered(answer.status, answer.headers)
         try:
             size = 0

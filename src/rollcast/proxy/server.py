@@ -237,7 +237,7 @@ async def _no_answer_yet(request: web.Request) -> None:
 
 
 def _body_of(request: web.Request) -> Any:
-    """The caller's body, as it comes; None if there is none."""
+    """The caller's body, as it comes; None if the request has no body."""
     if not request.body_exists:
         return None
     if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":

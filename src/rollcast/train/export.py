@@ -94,7 +94,7 @@ def to_trl(trajectories: Iterable[Trajectory], *, forked: Forked = "error") -> d
 def to_verl(trajectory: Trajectory, *, forked: Forked = "error") -> dict[str, Any]:
     """Return the fields of verl's `AgentLoopOutput`: `AgentLoopOutput(**to_verl(trajectory))` in an `AgentLoopBase.run`.
 
-    They are those of verl 0.9.1, `verl/experimental/agent_loop/agent_loop.py` (https://pypi.org/project/verl/0.9.1/). Its fields for images
+    They are those of verl 0.9.1, in its `verl/experimental/agent_loop/agent_loop.py`. Its fields for images
     and videos, such as `mm_processor_output`, are left at verl's defaults.
     `num_turns` counts the messages of user, assistant and tool, as verl's loops do. `metrics` are seconds; `num_preempted` is
     left at verl's default. `extra_fields` has the chain's id and, if the backend tells them, the `policy_versions` of the

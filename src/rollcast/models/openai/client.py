@@ -107,7 +107,7 @@ class Client(LoopEngine[Generation]):
     # -- questions, in the client's loop -------------------------------------------------------------------------------
 
     async def get(self, url: str) -> Any:
-        """The JSON of a GET; None if there is no such path.
+        """The JSON of a GET; None if the server does not have the path.
 
         Raises:
             TroubleError: the server is not there, or failed.
@@ -116,7 +116,7 @@ class Client(LoopEngine[Generation]):
         return await self._json("GET", url, None)
 
     async def post(self, url: str, body: Any) -> Any:
-        """The JSON of a POST, or {} if the answer has no body; None if there is no such path. Raises what `get` does."""
+        """The JSON of a POST, or {} if the answer has no body; None if the server does not have the path. Raises what `get` does."""
         return await self._json("POST", url, body)
 
     async def _json(self, method: str, url: str, body: Any) -> Any:
@@ -254,7 +254,7 @@ class Client(LoopEngine[Generation]):
             self._end(generation, failure)
 
     def _give_up(self, generation: Generation, trouble: TroubleError, failures: int) -> None:
-        """Raise the trouble as an error if there is no sense in another attempt."""
+        """Raise the trouble as an error if another attempt cannot help."""
         if not generation.can_continue:
             raise BackendError(
                 f"{trouble}; the answer cannot be continued, since the server gives no token ids"

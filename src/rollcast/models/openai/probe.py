@@ -74,7 +74,7 @@ async def _cards(client: Client, model: str | None, wait_s: float) -> list[dict[
             if loop.time() >= until:
                 if (
                     error.answered and model is not None
-                ):  # `transformers serve` fails if there is no cache of the hub's
+                ):  # `transformers serve` fails here if the Hugging Face cache does not exist
                     return None
                 raise BackendError(str(error)) from error
             await asyncio.sleep(_AGAIN_S)

@@ -85,7 +85,7 @@ def error_of(status: int, body: bytes, headers: Mapping[str, str], where: str) -
 
 
 def message_in(body: bytes) -> str:
-    """The message of an error's body, in one line of at most 400 characters; empty if there is none."""
+    """The message of an error's body, in one line of at most 400 characters; empty if the body has no message."""
     try:
         found = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
