@@ -223,6 +223,21 @@ async def test_it_ends_when_it_is_idle_and_when_it_is_closed(many, until):
     await records.aclose()
 
 
+async def test_it_is_closed_when_the_interpreter_ends(until, monkeypatch):
+    """No thread can be started by then."""
+
+    async def refused(*_):
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    records = RecordProcess()
+    records.warm()
+    await until(lambda: records.pid is not None)
+    child = records.pid
+    monkeypatch.setattr(asyncio, "to_thread", refused)
+    await records.aclose()
+    assert not is_running(child)
+
+
 async def test_a_child_that_was_started_early_takes_the_first_reading(many, until):
     """`warm` starts one child, and no second one."""
     folder, _ = many

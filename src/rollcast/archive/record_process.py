@@ -76,6 +76,7 @@ AHEAD = 2  # items of a reading that the child may send before they are taken
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rollcast.archive.child import main; main()"
 )
+JOIN_S = 0.005  # how often to look whether the child has ended
 STOP_S = 2.0  # how long a child may take to end before it is killed
 STUCK_S = 60.0  # a child that says nothing for so long, not even that it is alive, is killed
 TICK_S = 0.5  # how often to look whether it is stuck
@@ -194,7 +195,8 @@ class RecordProcess:
         child, self._holder.child = self._holder.child, None
         if child is not None:
             child.stop()
-            await asyncio.to_thread(child.join)
+            while child.is_ending:  # noqa: ASYNC110  (at the interpreter's exit no other thread could wait for it)
+                await asyncio.sleep(JOIN_S)
 
     def _items(self, reading: Reading) -> Items[Any]:
         return Items(reading, self._begin)
@@ -406,9 +408,10 @@ class _Child:
             self.over = self._told_to_end = True
         self._outbox.put(None)
 
-    def join(self) -> None:
-        """Wait until the child has ended. Blocks."""
-        self._thread.join()
+    @property
+    def is_ending(self) -> bool:
+        """Whether the child has not ended yet."""
+        return self._thread.is_alive()
 
     # -- the thread that starts it and writes to it --------------------------------------------------------------------
 
