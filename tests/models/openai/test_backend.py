@@ -103,6 +103,23 @@ async def test_a_model_that_is_not_served_is_named(serve, connect):
     assert (await connect(server, "default")).model_name == "scripted"
 
 
+async def test_a_model_that_is_served_but_not_listed_is_asked_for_a_token(serve, connect):
+    """`transformers serve` lists what is in its cache, and loads any folder that it is asked for."""
+    server = await serve(probed(answer()))
+    server.adapters.add("folder")
+    backend = await connect(server, "folder")
+    assert backend.model_name == "folder"
+    assert [r.json["max_tokens"] for r in server.requests if r.path.endswith("chat/completions")] == [1]
+
+
+async def test_a_model_that_is_not_listed_and_fails_is_not_served(serve, connect):
+    """The server's own words are in the sentence."""
+    server = await serve(ServedAnswer(status=500, body=b'{"detail": "there is no such folder"}'))
+    server.adapters.add("folder")
+    with pytest.raises(InputError, match=r"asked for 'folder' it says: .*there is no such folder"):
+        await connect(server, "folder")
+
+
 async def test_a_server_that_is_not_there_is_said(connect):
     """No traceback of a library: where, why, and what to do."""
     server = OpenAIServer()
