@@ -43,7 +43,9 @@ class Running:
     def _new_threads(self):
         new = set(threading.enumerate()) - self.threads
         ours = [
-            thread for thread in new if thread.name.startswith("rollcast-") and thread.name not in END_WHEN_IDLE
+            thread
+            for thread in new
+            if thread.name.startswith("rollcast-") and thread.name not in END_WHEN_IDLE
         ]
         return [f"the thread {thread.name}, {_place_of(thread)}" for thread in ours]
 
@@ -59,7 +61,9 @@ def _place_of(thread):
     frame = sys._current_frames().get(thread.ident)
     if frame is None:
         return "which has ended"
-    calls = [f"{Path(call.filename).name}:{call.lineno} {call.name}" for call in traceback.extract_stack(frame)]
+    calls = [
+        f"{Path(call.filename).name}:{call.lineno} {call.name}" for call in traceback.extract_stack(frame)
+    ]
     return f"in {' > '.join(calls[-6:])}"
 
 

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import socket
-import threading
 import time
 from random import Random
 from types import SimpleNamespace
