@@ -132,7 +132,7 @@ def nothing_left_running():
     assert not left, "this test leaves running:\n" + "\n".join(left)
 
 
-async def until(condition, timeout=10.0):
+async def until(condition, timeout=60.0):
     """Wait for a state, not for a duration."""
     async with asyncio.timeout(timeout):
         while not condition():

@@ -26,7 +26,7 @@ from rollcast.records import StreamEvent, StreamEventType
 
 def states(condition):
     """Wait until it holds; fails after ten seconds."""
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.005)

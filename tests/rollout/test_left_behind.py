@@ -448,7 +448,7 @@ async def test_a_grace_below_zero_is_refused():
 
 
 SCRIPT = """
-import asyncio, logging, os, sys, threading, time
+import asyncio, logging, os, signal, sys, threading, time
 from rollcast import BaseAgent, tool
 from rollcast.testing import ScriptedBackend
 import rollcast.rollout.watchdog as watchdog
@@ -474,7 +474,9 @@ GOES_ON = """print("began", flush=True)
             await asyncio.sleep(1000)
         except BaseException:
             continue"""
-BLOCKS = """print("began", flush=True)
+BLOCKS = """handler = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, lambda *about: (print("heard", flush=True), handler(*about)))
+    print("began", flush=True)
     time.sleep(1e6)"""
 
 
@@ -494,8 +496,9 @@ def test_ctrl_c_ends_the_program(body, presses):
             assert "the event loop is blocked, and every chain with it: <string>:" in err
         for _ in range(presses):
             program.send_signal(signal.SIGINT)
-            time.sleep(0.2)  # two of them at once would be one
-        out, err = program.communicate(timeout=20)
+            if presses == 2:  # at once they would be one
+                assert program.stdout.readline() == "heard\n"
+        out, err = program.communicate(timeout=60)
     finally:
         program.kill()
         program.communicate()

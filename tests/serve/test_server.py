@@ -26,7 +26,7 @@ V1 = {"subprotocols": ["rollcast.v1"], "proxy": None, "ping_interval": None}
 
 async def closed(socket):
     """The close code, once it comes."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         try:
             while True:
                 await socket.recv()
@@ -36,7 +36,7 @@ async def closed(socket):
 
 async def answer(socket, kind):
     """The next frame of this type."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             frame = json.loads(await socket.recv())
             if frame["type"] == kind:
@@ -50,7 +50,7 @@ async def send(socket, *frames):
 
 async def plainly(socket, until="run_end"):
     events = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for message in socket:
             events.append(decode(message))
             if events[-1].event_type == until:
@@ -93,7 +93,7 @@ async def test_the_command_line_of_websockets_is_a_complete_client(stage, say, u
     async with stage.manager.run() as run:
         say(run, ["Hello", " world"])
     out = b""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while b"run_end" not in out:
             out += await process.stdout.read(4096)
     process.stdin.close()
