@@ -17,7 +17,7 @@ def read(path):
 
 
 def states(condition):
-    """Wait until it holds, with no event loop running; fails after ten seconds."""
+    """Wait until it holds, with no event loop running; fails after a minute."""
     until = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < until

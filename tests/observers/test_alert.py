@@ -25,7 +25,7 @@ from rollcast.records import StreamEvent, StreamEventType
 
 
 def states(condition):
-    """Wait until it holds; fails after ten seconds."""
+    """Wait until it holds; fails after a minute."""
     until = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < until
