@@ -463,7 +463,8 @@ def test_on_a_thread_of_its_own_beside_synchronous_code(say):
     manager = StreamingManager()
     with WebSocketStreamingServer("127.0.0.1", 0) as server:
         manager.add_observer(server.get_observer())
-        assert any(t.name == "rollcast-server" for t in threading.enumerate())
+        thread = server._thread
+        assert thread.is_alive()
         with capture_events(manager) as capture, manager.run() as run:
             for _ in range(3):
                 say(run, "abc")
@@ -474,7 +475,7 @@ def test_on_a_thread_of_its_own_beside_synchronous_code(say):
                 return await _read_all(client)
 
         assert asyncio.run(watch()) == capture.events
-    assert not any(t.name == "rollcast-server" for t in threading.enumerate())
+    assert not thread.is_alive()
     manager.close()
 
 
