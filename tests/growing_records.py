@@ -1,4 +1,4 @@
-"""Copies of records that are being written."""
+"""Records that are copied or deleted while they are written."""
 
 import shutil
 import time
@@ -18,3 +18,10 @@ def copy_while_written(record, copy, timeout=60.0):
                 raise
         shutil.rmtree(copy, ignore_errors=True)
         time.sleep(0.01)
+
+
+def delete_while_written(record):
+    """Delete the record's folder at one moment: file by file, its writer would make new ones in it meanwhile."""
+    taken_away = record.with_name(f"{record.name}-deleted")
+    record.rename(taken_away)
+    shutil.rmtree(taken_away)

@@ -30,13 +30,13 @@ class Running:
     def left(self):
         """A line about each thread and process that has come since, and does not end within the grace."""
         give_up = time.monotonic() + GRACE_S
-        collected = False
+        collect_at = 0.0
         while lines := self._new_threads() + self._new_processes():
             if time.monotonic() >= give_up:
                 return lines
-            if not collected:
-                collected = True
-                gc.collect()  # some end when nobody has what they serve
+            if time.monotonic() >= collect_at:  # some end when nobody has what they serve
+                gc.collect()
+                collect_at = time.monotonic() + 1.0
             time.sleep(0.005)
         return []
 

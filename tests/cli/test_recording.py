@@ -5,7 +5,6 @@ import json
 import os
 import re
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import rollcast as rollcast_package
+from growing_records import delete_while_written
 from rollcast.archive import Archive, list_records
 from rollcast.cli.recording import Recording
 from rollcast.cli.train.folder import keep_settings
@@ -413,7 +413,7 @@ def test_a_folder_that_is_deleted_meanwhile_is_one_warning(tmp_path):
     """The record is begun anew, and says what it lacks."""
     with started(tmp_path, *RUN, "--pace", "8") as process:
         path = begun(process, tmp_path)
-        shutil.rmtree(path)
+        delete_while_written(path)
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 0
     warning, last = errors.splitlines()

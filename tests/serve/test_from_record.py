@@ -2,12 +2,12 @@
 
 import asyncio
 import os
-import shutil
 import signal
 import threading
 
 import pytest
 
+from growing_records import delete_while_written
 from rollcast import EventFilter
 from rollcast.archive import ArchiveObserver
 from rollcast.records import GrammarChecker
@@ -213,7 +213,7 @@ async def test_a_record_that_was_deleted_meanwhile_leaves_a_gap_and_what_is_open
     events = []
     session = await away(recorded, recorded.client(since="start"), events, 300)
     await asyncio.sleep(1)
-    await asyncio.to_thread(shutil.rmtree, recorded.record.path)
+    await asyncio.to_thread(delete_while_written, recorded.record.path)
     back = coming_back(recorded, session)
     asyncio.get_running_loop().call_later(0.5, stop.set)
     async with back:

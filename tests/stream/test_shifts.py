@@ -336,3 +336,23 @@ def test_the_background_thread_ends_with_the_last_observer():
     manager.remove_observer(observer)
     wait_for(lambda: not background.is_alive())
     assert observer.closed == 1
+
+
+def test_the_background_thread_ends_when_nobody_has_the_manager():
+    """Also if it was never closed."""
+    before = set(threading.enumerate())
+
+    def forget_a_manager():
+        manager, observer = StreamingManager(), Waits()
+        manager.add_observer(observer)
+        manager.emit(step(1))
+        wait_for(lambda: steps(observer) == [1])
+        return [each for each in set(threading.enumerate()) - before if each.name == "rollcast-observers"]
+
+    (background,) = forget_a_manager()
+
+    def has_ended():
+        gc.collect()
+        return not background.is_alive()
+
+    wait_for(has_ended)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import weakref
 from concurrent.futures import Future
+from typing import Any
 
 from rollcast.aio import call_in, running_loop, wait_for_all, wait_for_all_blocking
 from rollcast.stream.fanout import Fanout
@@ -25,6 +27,7 @@ class Homes:
     def __init__(self, fanout: Fanout) -> None:
         self._fanout = fanout
         self._background: asyncio.AbstractEventLoop | None = None
+        self._forgotten: weakref.finalize[..., Any] | None = None
 
     def loop_for(self, *preferred: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
         """See `PumpHost.loop_for`. It is the first running loop among the preferred ones, this thread's and those of the open
@@ -49,6 +52,9 @@ class Homes:
                 loop.close()
                 raise
             self._background = loop
+            # A manager that nobody has any more needs no thread, also if it was never closed.
+            self._forgotten = weakref.finalize(self, call_in, loop, loop.stop)
+            self._forgotten.atexit = False
         return self._background
 
     def look_again_locked(self, pump: Pump) -> None:
@@ -70,6 +76,8 @@ class Homes:
     def after_fork_locked(self) -> None:
         """In a forked child there is no background thread."""
         self._background = None
+        if self._forgotten is not None:
+            self._forgotten.detach()  # the loop is the parent's
 
 
 def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
