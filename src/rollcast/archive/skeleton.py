@@ -20,7 +20,7 @@ from rollcast.records.view_fields import object_of
 if TYPE_CHECKING:
     from rollcast.stream.asked import ChainSoFar  # what reads a record needs no stream
 
-__all__ = ["ANSWER_CHARS", "LateRow", "Skeleton", "said_at_start"]
+__all__ = ["ANSWER_CHARS", "LateRow", "Skeleton", "row_so_far", "said_at_start"]
 
 T = StreamEventType
 ANSWER_CHARS = 4096
@@ -289,16 +289,7 @@ class Skeleton:
         It also has what the chain does now (`activity`), for which tools it waits (`open_tools`), and when it last did something.
         """
         chain = self._chains[run_id, chain_id]
-        waits_for = {call.tool_name for call in chain.view.tool_calls.values() if call.status is None}
-        now = {
-            "activity": chain.view.state,
-            "step": chain.view.step,
-            "last_event_at": chain.view.last_event_at,
-            "open_tools": sorted(waits_for) or None,
-        }
-        row: dict[str, Any] = msgspec.to_builtins(_summed_up(chain, self._run_of(chain), "running"))
-        row.update((name, value) for name, value in now.items() if value is not None)
-        return row | said_at_start(chain.view)
+        return _so_far(chain, self._run_of(chain))
 
     def _ended(self, chain: _OpenChain) -> None:
         view, totals = chain.view, self.totals
@@ -359,6 +350,50 @@ class Skeleton:
             if evaluations and run is not None:
                 about = {"row": "evaluation", "run_id": run_id, "timestamp": event.timestamp}
                 self.train_rows.append(about | {"train_step": run.train_step} | summed_ends(evaluations))
+
+
+def row_so_far(start: ChainRow, so_far: ChainSoFar | None) -> dict[str, Any]:
+    """The row of an open chain as it stands: see `Skeleton.row_so_far`.
+
+    Args:
+        start: the row of its start.
+        so_far: what it adds up to; None: it has done nothing yet.
+    """
+    view = ChainView(
+        run_id=start.run_id,
+        chain_id=start.chain_id,
+        group_id=start.group_id,
+        source=start.source,
+        state="waiting",
+        since=start.started_at,
+        started_at=start.started_at,
+        last_event_at=start.started_at,
+        conversation=NO_CONVERSATION,
+        policy_version=start.policy_first,
+        index=start.index,
+        reference=start.reference,
+        seed=start.seed,
+        attempt=start.attempt,
+        parent_chain_id=start.parent_chain_id,
+    )
+    if so_far is not None:
+        so_far.give(view)
+    chain = _OpenChain(view, -1, -1, start.prompt_hash, start.policy_first)
+    return _so_far(chain, _OpenRun(start.train_step, start.split))
+
+
+def _so_far(chain: _OpenChain, run: _OpenRun) -> dict[str, Any]:
+    view = chain.view
+    waits_for = {call.tool_name for call in view.tool_calls.values() if call.status is None}
+    now = {
+        "activity": view.state,
+        "step": view.step,
+        "last_event_at": view.last_event_at,
+        "open_tools": sorted(waits_for) or None,
+    }
+    row: dict[str, Any] = msgspec.to_builtins(_summed_up(chain, run, "running"))
+    row.update((name, value) for name, value in now.items() if value is not None)
+    return row | said_at_start(view)
 
 
 def _row(kind: str, chain: _OpenChain, run: _OpenRun, **fields: Any) -> ChainRow:

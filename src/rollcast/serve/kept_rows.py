@@ -6,26 +6,36 @@ somebody asks for it, however often its chain has changed until then.
 
 from __future__ import annotations
 
+import asyncio
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from rollcast.archive.chain_rows import merge_row
 from rollcast.archive.format import ChainRow
 from rollcast.archive.pages import ROW_BYTES, encoded_row
-from rollcast.archive.skeleton import LateRow, Skeleton
 from rollcast.records.secrets import Masker
 
-__all__ = ["MAX_STEPS", "KeptRows", "Key"]
+__all__ = ["AT_ONCE", "MAX_STEPS", "KeptRows", "Key"]
 
 Key = tuple[str, str]  # run_id, chain_id
 
 MAX_ENDED = 4096  # chains, those that ended last
 MAX_STEPS = 4096
+AT_ONCE = 64  # rows that are made before others get their turn
 _FROM_OUTSIDE = frozenset(("reference", "error", "metrics"))  # what may hold secrets; an answer is sampled
 _OF_A_RECORD = ("row", "first", "last", "trajectory")  # what only a record can tell
+
+
+class MakesRow(Protocol):
+    """Makes a row when it is wanted."""
+
+    def row(self) -> dict[str, Any]:
+        """The row."""
+        ...
 
 
 class _Ended(msgspec.Struct):
@@ -39,13 +49,13 @@ class _Ended(msgspec.Struct):
     """
 
     row: dict[str, Any] | None = None
-    late: LateRow | None = None
+    late: MakesRow | None = None
     known: dict[str, Any] | None = None
     learned: list[ChainRow] = []
 
 
-class KeptRows:
-    """The rows. What they tell comes from a skeleton, which somebody feeds.
+class KeptRows(ABC):
+    """The rows. Where what they tell comes from is another matter (`live_rows.py`, `recorded_rows.py`).
 
     Args:
         masker: of secrets in what comes from outside; None masks nothing.
@@ -60,7 +70,6 @@ class KeptRows:
         self._masker = masker
         self.version = self.forgotten = 0
         self.complete = True
-        self._skeleton = Skeleton(live=True, late=True)
         self._known: dict[Key, dict[str, Any]] = {}  # what was told of open chains before the table began
         self._made: dict[Key, dict[str, Any]] = {}  # rows of open chains that have not changed since
         self._encoded: dict[Key, bytes] = {}  # rows that somebody was sent and that have not changed since
@@ -70,13 +79,13 @@ class KeptRows:
 
     # -- what changes ----------------------------------------------------------------------------------------------------
 
-    def _end(self, key: Key, row: dict[str, Any] | LateRow) -> None:
+    def _end(self, key: Key, row: dict[str, Any] | MakesRow) -> None:
         """The chain has ended, and this is its row."""
         known = self._known.pop(key, None)
-        if isinstance(row, LateRow):
-            self._ended[key] = _Ended(late=row, known=known)
-        else:
+        if isinstance(row, dict):
             self._ended[key] = _Ended(self._told(row if known is None else known | row))
+        else:
+            self._ended[key] = _Ended(late=row, known=known)
         self._touch(key)
         while len(self._ended) > MAX_ENDED:
             oldest, _ = self._ended.popitem(last=False)
@@ -107,7 +116,7 @@ class KeptRows:
             rows: merged rows, as in a record.
             ended: whether chains that have ended are to be kept too.
         """
-        is_open = set(self._skeleton.open_chains())
+        is_open = set(self.open_chains())
         before: list[tuple[Key, dict[str, Any]]] = []
         for row in rows:
             key = (row["run_id"], row["chain_id"])
@@ -129,9 +138,25 @@ class KeptRows:
 
     # -- what it tells -------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def open_chains(self) -> list[Key]:
         """The chains that are open."""
-        return self._skeleton.open_chains()
+
+    @abstractmethod
+    def is_open(self, key: Key) -> bool:
+        """Whether this chain is open."""
+
+    @abstractmethod
+    def _row_so_far(self, key: Key) -> dict[str, Any]:
+        """What the row of an open chain tells now."""
+
+    async def make_rows(self) -> None:
+        """Make the rows of open chains that have changed, some at a time."""
+        for number, key in enumerate(self.open_chains()):
+            if key not in self._made and self.is_open(key):  # it may have ended while others had their turn
+                self._open_row(key)
+                if number % AT_ONCE == AT_ONCE - 1:
+                    await asyncio.sleep(0)
 
     def open_rows(self) -> list[dict[str, Any]]:
         """A row for each open chain."""
@@ -154,7 +179,7 @@ class KeptRows:
             keys.append(key)
         rows = []
         for key in reversed(keys):
-            if self._skeleton.is_open(*key):
+            if self.is_open(key):
                 rows.append(self._open_row(key))
             elif (ended := self._ended.get(key)) is not None:
                 rows.append(self._ended_row(ended))
@@ -175,7 +200,7 @@ class KeptRows:
     def _open_row(self, key: Key) -> dict[str, Any]:
         row = self._made.get(key)
         if row is None:
-            row = self._made[key] = self._told(self._known.get(key, {}) | self._skeleton.row_so_far(*key))
+            row = self._made[key] = self._told(self._known.get(key, {}) | self._row_so_far(key))
         return row
 
     def _ended_row(self, ended: _Ended) -> dict[str, Any]:

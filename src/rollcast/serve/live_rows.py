@@ -15,13 +15,14 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from rollcast.archive.skeleton import Skeleton
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.bounded import whole
 from rollcast.records.lanes import Lane, end_status
 from rollcast.records.secrets import Masker
 from rollcast.records.view_fields import object_of
 from rollcast.serve.intake import Intake
-from rollcast.serve.kept_rows import MAX_STEPS, KeptRows, Key
+from rollcast.serve.kept_rows import AT_ONCE, MAX_STEPS, KeptRows, Key
 from rollcast.stream.asked import ChainSoFar
 
 __all__ = ["EVERY_RUN", "Key", "LiveRows"]
@@ -35,7 +36,6 @@ QUEUE_LIMIT = (
 )  # bytes; all chains of a large run may begin and end while the loop has no time for the table
 EVERY_RUN = Lane("", "")
 MAX_LACKING = 16  # sentences
-AT_ONCE = 64  # rows that are made before others get their turn
 _LEARNED = ("advantage", "staleness")  # what a training step says of a chain that has ended
 _TOKENS_ONLY = {T.LLM_GENERATION_CHUNK.value}
 
@@ -57,6 +57,7 @@ class LiveRows(KeptRows, Intake):
     def __init__(self, masker: Masker | None = None) -> None:
         KeptRows.__init__(self, masker)
         Intake.__init__(self)
+        self._skeleton = Skeleton(live=True, late=True)
         self.on_lost: Callable[[], object] = lambda: None
         self._lost: dict[Lane, int] = {}
         self._lacking: dict[str, None] = {}
@@ -114,13 +115,7 @@ class LiveRows(KeptRows, Intake):
         for _ in range(0, self.to_ask, AT_ONCE):
             self.ask(AT_ONCE)
             await asyncio.sleep(0)
-        for number, key in enumerate(self.open_chains()):
-            if key not in self._made and self._skeleton.is_open(
-                *key
-            ):  # it may have ended while others had their turn
-                self._open_row(key)
-                if number % AT_ONCE == AT_ONCE - 1:
-                    await asyncio.sleep(0)
+        await self.make_rows()
 
     def _note_lost(self, gap: StreamEvent) -> None:
         dropped = set(object_of(gap.data.get("dropped")))
@@ -144,6 +139,17 @@ class LiveRows(KeptRows, Intake):
         for key in self._skeleton.open_chains_of(end):
             self._end(key, self._skeleton.row_so_far(*key) | {"state": "lost"})
         self._skeleton.forget_open(end)
+
+    def open_chains(self) -> list[Key]:
+        """The chains that are open."""
+        return self._skeleton.open_chains()
+
+    def is_open(self, key: Key) -> bool:
+        """Whether this chain is open."""
+        return self._skeleton.is_open(*key)
+
+    def _row_so_far(self, key: Key) -> dict[str, Any]:
+        return self._skeleton.row_so_far(*key)
 
     # -- what was lost -------------------------------------------------------------------------------------------------
 
