@@ -19,7 +19,7 @@ from rollcast.archive.format import ChainRow
 from rollcast.archive.pages import ROW_BYTES, encoded_row
 from rollcast.records.secrets import Masker
 
-__all__ = ["AT_ONCE", "MAX_STEPS", "KeptRows", "Key"]
+__all__ = ["AT_ONCE", "MAX_ENDED", "MAX_STEPS", "KeptRows", "Key"]
 
 Key = tuple[str, str]  # run_id, chain_id
 

@@ -404,7 +404,7 @@ class _Table:
             logger.debug("the server's history is behind; its rows wait for it")
         with broadcaster.lock:
             until = broadcaster.history.head
-        return await past_of(broadcaster.history, broadcaster.lock, until)
+        return await past_of(broadcaster.history, broadcaster.lock, until, self._records)
 
     async def _pages(self, record: Recorded, query: ChainQuery) -> AsyncGenerator[list[dict[str, Any]], None]:
         while True:
