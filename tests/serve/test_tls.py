@@ -45,10 +45,10 @@ async def test_our_client_watches_by_wss(stage, say, read, authority, localhost_
     await client.aclose()
 
 
-async def test_foreign_clients_watch_by_wss(stage, say, authority, localhost_pair):
+async def test_foreign_clients_watch_by_wss(stage, say, strict_authority):
     """websockets' and aiohttp's; /healthz and /metrics by https."""
-    server = await serve_tls(stage, localhost_pair)
-    trusted = ssl.create_default_context(cafile=authority.cert)
+    server = await serve_tls(stage, strict_authority.certify("localhost"))
+    trusted = ssl.create_default_context(cafile=strict_authority.cert)
     https = server.url.replace("wss:", "https:")
     async with (
         connect(server.url, proxy=None, ssl=trusted) as one,
@@ -303,7 +303,7 @@ def test_one_file_may_hold_both(tmp_path, localhost_pair):
 
 def rollcast(*args):
     command = [sys.executable, "-m", "rollcast", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, env=ENV, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, env=ENV, check=False)
 
 
 def test_run_serves_and_watch_watches_by_wss(authority, localhost_pair):
@@ -342,9 +342,9 @@ def test_run_serves_and_watch_watches_by_wss(authority, localhost_pair):
         with subprocess.Popen(watch, stdout=subprocess.PIPE, text=True, env=ENV) as watching:
             assert any("chain_3 " in line for line in watching.stdout)
             watching.terminate()
-            watching.communicate(timeout=60)
+            watching.communicate(timeout=300)
         running.terminate()
-        running.communicate(timeout=60)
+        running.communicate(timeout=300)
     assert distrusted.returncode == 2
     assert "is not trusted" in distrusted.stderr
     assert len(distrusted.stderr.strip().splitlines()) == 1
