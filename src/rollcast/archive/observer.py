@@ -22,7 +22,7 @@ from rollcast.aio import follower
 from rollcast.archive.format import RUN_FILE, Level, RunFile, Totals, record_name, types_of
 from rollcast.archive.index import record_directory
 from rollcast.archive.worker import Worker
-from rollcast.archive.writer import Recorder, Written
+from rollcast.archive.writer import OnRows, Recorder, Written
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, Trajectory
 from rollcast.records.jsonable import as_json
@@ -179,6 +179,17 @@ class ArchiveObserver(EncodingObserver):
     def on_written(self) -> list[Callable[[Written], object]]:
         """What is called whenever events were written, on the thread that writes; it must not wait."""
         return self._recorder.on_written
+
+    def follow_rows(self, on_rows: OnRows) -> None:
+        """Have something called with the start rows of the chains that are open, at once, and then with all rows that are written.
+
+        This waits for a moment if rows are being made. What is called later is on the thread that writes, and must not wait.
+        """
+        self._recorder.follow_rows(on_rows)
+
+    def unfollow_rows(self, on_rows: OnRows) -> None:
+        """Call it no more."""
+        self._recorder.unfollow_rows(on_rows)
 
     @property
     def recording(self) -> bool:

@@ -12,11 +12,12 @@ from pathlib import Path
 import msgspec
 
 from rollcast.archive.chain_rows import ChainQuery, Page, check_query, fits, page_of
-from rollcast.archive.pages import PAGE_BYTES, ROW_BYTES, Rows, encoded_row, page_by_number, page_by_run
+from rollcast.archive.pages import PAGE_BYTES, ROW_BYTES, Rows, encoded_row, page_by_number, page_by_run, take
+from rollcast.archive.past_rows import PastRows
 from rollcast.archive.reader import Archive, EventReader
 from rollcast.archive.record_rows import record_rows, record_with_run
 from rollcast.archive.run_rows import RUN_EVENTS, RunTally
-from rollcast.errors import FilterError
+from rollcast.errors import ArchiveError, FilterError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.codec import encode
 from rollcast.records.view import ChainView
@@ -27,6 +28,7 @@ __all__ = [
     "EventWindow",
     "EventsWanted",
     "Given",
+    "PastWanted",
     "PlaceWanted",
     "Reading",
     "RecordOfRunWanted",
@@ -42,6 +44,7 @@ __all__ = [
 
 WINDOW_EVENTS = 512
 WINDOW_BYTES = 256 << 10
+MAX_PASTS = 4  # whose last portion has not come
 MAX_SNAPSHOTS = 4096  # at a time; each needs a view in memory while the events before it are read
 CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 
@@ -159,6 +162,25 @@ class StepsWanted(msgspec.Struct, tag="steps", kw_only=True):
     row_bytes: int = ROW_BYTES
 
 
+class PastWanted(msgspec.Struct, tag="past", kw_only=True):
+    """A portion of events that are in no record. The last one is answered with pages of `Rows` of what all portions add up to.
+
+    `next` of a page says of what its rows are: `chains` or `steps`. Other portions are answered with no rows.
+
+    Attributes:
+        name: of the portions that belong together; `number`: which of them this is, from 0.
+        lines: events, each as its JSON.
+        last: whether it is the last portion.
+        most: how many rows of chains that are over are wanted; those that began last.
+    """
+
+    name: str
+    number: int
+    lines: list[bytes]
+    last: bool
+    most: int
+
+
 class RecordedEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One event of a record, encoded, with what filters and clocks look at.
 
@@ -209,6 +231,7 @@ Reading = (
     | StepsWanted
     | RecordsWanted
     | RecordOfRunWanted
+    | PastWanted
 )
 Given = EventWindow | Page | Rows
 
@@ -235,6 +258,9 @@ def given_by(reading: Reading) -> Iterator[Given | None]:
     """
     if isinstance(reading, RecordsWanted | RecordOfRunWanted):
         yield from _of_directory(reading)
+        return
+    if isinstance(reading, PastWanted):
+        yield from _past(reading)
         return
     archive = Archive.open(Path(reading.path))
     match reading:
@@ -277,6 +303,30 @@ def _of_directory(reading: RecordsWanted | RecordOfRunWanted) -> Iterator[Rows |
         else:
             rows.append(row)
     yield page_by_run(rows, reading.after, reading.limit, reading.row_bytes)
+
+
+_pasts: dict[str, tuple[int, PastRows]] = {}  # by name: how many portions came, and what they add up to
+
+
+def _past(reading: PastWanted) -> Iterator[Rows | None]:
+    """Add a portion of events to those before it."""
+    number, past = _pasts.pop(reading.name, (0, PastRows()))
+    if reading.number != number:
+        raise ArchiveError("events that came before these were forgotten; begin again")
+    for _ in past.feed(reading.lines):
+        yield None
+    if not reading.last:
+        _pasts[reading.name] = number + 1, past
+        while len(_pasts) > MAX_PASTS:  # somebody has gone
+            del _pasts[next(iter(_pasts))]
+        yield Rows(rows=[], total=0)
+        return
+    for what, rows in (("chains", past.rows(reading.most)), ("steps", past.steps)):
+        while rows:
+            taken = take(rows, len(rows), ROW_BYTES)
+            del rows[: len(taken)]
+            yield Rows(rows=taken, total=len(taken), next=what)
+    yield Rows(rows=[], total=0)
 
 
 def _snapshots(archive: Archive, reading: SnapshotsWanted) -> Iterator[EventWindow | None]:

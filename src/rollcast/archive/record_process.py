@@ -52,6 +52,7 @@ from rollcast.archive.readings import (
     ChangesWanted,
     EventsWanted,
     EventWindow,
+    PastWanted,
     PlaceWanted,
     Reading,
     RecordOfRunWanted,
@@ -171,6 +172,10 @@ class RecordProcess:
         """A page of rows of runs, of training steps, of chains that changed, or of records. Raises what `Items` raises."""
         items: Items[Rows] = self._items(reading)
         return await _only(items)
+
+    def past(self, portion: PastWanted) -> Items[Rows]:
+        """What a portion of events in memory, and those before it, add up to: pages of rows. See `PastWanted`."""
+        return self._items(portion)
 
     # -- the child -----------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from rollcast.records.view_fields import object_of
 if TYPE_CHECKING:
     from rollcast.stream.asked import ChainSoFar  # what reads a record needs no stream
 
-__all__ = ["ANSWER_CHARS", "Skeleton", "said_at_start"]
+__all__ = ["ANSWER_CHARS", "LateRow", "Skeleton", "row_so_far", "said_at_start"]
 
 T = StreamEventType
 ANSWER_CHARS = 4096
@@ -62,24 +62,44 @@ class _OpenChain(msgspec.Struct):
     policy_first: int | None = None
 
 
+class LateRow(msgspec.Struct):
+    """The row of a chain that is over, which is made when it is wanted: most rows are wanted by nobody, or after they have changed again."""
+
+    state: str
+    chain: _OpenChain
+    run: _OpenRun
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The run's id and the chain's."""
+        return self.chain.view.run_id, self.chain.view.chain_id
+
+    def row(self) -> dict[str, Any]:
+        """The row, with what its start said."""
+        row: dict[str, Any] = msgspec.to_builtins(_summed_up(self.chain, self.run, self.state))
+        return row | said_at_start(self.chain.view)
+
+
 class Skeleton:
     """Rows and totals of the events that were fed to it.
 
     Args:
         totals: to go on from.
         live: whether `row_so_far` is asked for, so that what a chain's end will tell counts at once.
+        late: whether rows of chains that are over come as `late_rows`, and none of their starts in `rows`.
 
     Attributes:
         totals: so far.
-        rows: of chains, that nobody has taken yet; `train_rows`: of training steps and evaluations.
+        rows: of chains, that nobody has taken yet; `train_rows`: of training steps and evaluations; `late_rows`: see `late`.
         outcome: the status of the last run that was no other's rollout, None before its end; the worst, if it has several sources.
         runs: the runs that are open, by run and source.
     """
 
-    def __init__(self, totals: Totals | None = None, *, live: bool = False) -> None:
+    def __init__(self, totals: Totals | None = None, *, live: bool = False, late: bool = False) -> None:
         self.totals = totals or Totals()
-        self._live = live
+        self._live, self._late = live, late
         self.rows: list[ChainRow] = []
+        self.late_rows: list[LateRow] = []
         self.train_rows: list[dict[str, Any]] = []
         self.outcome: str | None = None
         self.runs: dict[Lane, _OpenRun] = {}
@@ -91,6 +111,11 @@ class Skeleton:
     def take_rows(self) -> list[ChainRow]:
         """The rows that came since this was called last."""
         rows, self.rows = self.rows, []
+        return rows
+
+    def take_late_rows(self) -> list[LateRow]:
+        """As `take_rows`, of chains that are over, if they are to come late."""
+        rows, self.late_rows = self.late_rows, []
         return rows
 
     def take_train_rows(self) -> list[dict[str, Any]]:
@@ -186,35 +211,16 @@ class Skeleton:
                 chain.prompt_hash = prompt_hash(messages)
         self.totals.chains += 1
         self.totals.open_chains += 1
-        self.rows.append(self._start_row(chain))
+        if not self._late:
+            self.rows.append(self._start_row(chain))
 
-    def _row(self, kind: str, chain: _OpenChain, **fields: Any) -> ChainRow:
-        view = chain.view
-        run = self.runs.get(Lane(view.run_id, view.source), _NO_RUN)
-        return ChainRow(
-            row=kind,
-            run_id=view.run_id,
-            chain_id=view.chain_id,
-            group_id=view.group_id,
-            source=view.source,
-            index=view.index,
-            train_step=run.train_step,
-            split=run.split,
-            prompt_hash=chain.prompt_hash,
-            policy_first=chain.policy_first,
-            started_at=view.started_at,
-            first=chain.first,
-            **fields,
-        )
+    def _run_of(self, chain: _OpenChain) -> _OpenRun:
+        """The run that the chain is of, on its source."""
+        return self.runs.get(Lane(chain.view.run_id, chain.view.source), _NO_RUN)
 
     def _start_row(self, chain: _OpenChain) -> ChainRow:
         view = chain.view
-        return self._row(
-            "start",
-            chain,
-            state="running",
-            **said_at_start(view),
-        )
+        return _row("start", chain, self._run_of(chain), state="running", **said_at_start(view))
 
     def open_chains(self) -> list[tuple[str, str]]:
         """The chains that are open, as (`run_id`, `chain_id`)."""
@@ -252,9 +258,22 @@ class Skeleton:
 
     def _lose_open(self, end: StreamEvent) -> None:
         """Say in a row of each chain of which `open_chains_of` tells that it is lost, and forget them."""
-        lost = [self._sum_up(self._chains[key], "lost") for key in self.open_chains_of(end)]
-        self.rows += lost
+        for key in self.open_chains_of(end):
+            self._is_over(self._chains[key], "lost")
         self.forget_open(end)
+
+    def _is_over(self, chain: _OpenChain, state: str, trajectory: int | None = None) -> None:
+        """Tell the row of a chain of which nothing more comes."""
+        run = self._run_of(chain)
+        if self._late:
+            view = chain.view
+            if view.final_response is not None:  # a row shows no more of it, and may be made much later
+                view.final_response = view.final_response[-ANSWER_CHARS:]
+            self.late_rows.append(LateRow(state, chain, run))
+            return
+        row = _summed_up(chain, run, state)
+        row.trajectory = trajectory
+        self.rows.append(row)
 
     def end_unseen(self, run_id: str, chain_id: str) -> None:
         """The chain has ended, and its end was not among the events: it is no longer open, and later events do not open it again."""
@@ -272,22 +291,11 @@ class Skeleton:
         It also has what the chain does now (`activity`), for which tools it waits (`open_tools`), and when it last did something.
         """
         chain = self._chains[run_id, chain_id]
-        waits_for = {call.tool_name for call in chain.view.tool_calls.values() if call.status is None}
-        now = {
-            "activity": chain.view.state,
-            "step": chain.view.step,
-            "last_event_at": chain.view.last_event_at,
-            "open_tools": sorted(waits_for) or None,
-        }
-        row: dict[str, Any] = msgspec.to_builtins(self._sum_up(chain, "running"))
-        row.update((name, value) for name, value in now.items() if value is not None)
-        return row | said_at_start(chain.view)
+        return _so_far(chain, self._run_of(chain))
 
     def _ended(self, chain: _OpenChain) -> None:
         view, totals = chain.view, self.totals
-        row = self._sum_up(chain, "ended")
-        row.trajectory = self._trajectories.pop((view.run_id, view.chain_id), None)
-        self.rows.append(row)
+        self._is_over(chain, "ended", self._trajectories.pop((view.run_id, view.chain_id), None))
         totals.open_chains -= 1
         totals.failed += view.finish_reason == "error"
         totals.completion_tokens += view.completion_tokens
@@ -298,45 +306,6 @@ class Skeleton:
             if run is not None and run.split == "eval":
                 totals.eval_reward_sum += view.reward
                 totals.eval_rewarded += 1
-
-    def _sum_up(self, chain: _OpenChain, state: str) -> ChainRow:
-        """What the chain's events add up to."""
-        view = chain.view
-        run = self.runs.get(Lane(view.run_id, view.source), _NO_RUN)
-        calls = failed = 0
-        for use in view.tool_use.values():
-            calls += use.calls
-            failed += use.failed
-        return self._row(
-            "end",
-            chain,
-            state=state,
-            model=None if view.model == run.model else view.model,
-            policy_last=view.policy_version,
-            ended_at=view.ended_at,
-            duration_s=view.duration_s,
-            finish_reason=view.finish_reason,
-            reward=view.reward,
-            metrics=view.metrics,
-            steps=view.steps,
-            completion_tokens=view.completion_tokens,
-            times={state: round(time.seconds, 6) for state, time in view.times.items()},
-            stays={
-                state: {"count": time.stays, "longest": round(time.longest, 6)}
-                for state, time in view.times.items()
-            },
-            calls=calls,
-            calls_failed=failed,
-            tool_use={
-                name: {"calls": use.calls, "failed": use.failed, "seconds": round(use.seconds, 6)}
-                for name, use in view.tool_use.items()
-            },
-            truncated=view.truncated,
-            answer=None if view.final_response is None else view.final_response[-ANSWER_CHARS:],
-            error=None if view.error is None else view.error["error"],
-            error_where=None if view.error is None else view.error["where"] or None,
-            last=chain.last,
-        )
 
     def _train_step(self, event: StreamEvent) -> None:
         data = object_of(event.data)
@@ -383,6 +352,109 @@ class Skeleton:
             if evaluations and run is not None:
                 about = {"row": "evaluation", "run_id": run_id, "timestamp": event.timestamp}
                 self.train_rows.append(about | {"train_step": run.train_step} | summed_ends(evaluations))
+
+
+def row_so_far(start: ChainRow, so_far: ChainSoFar | None) -> dict[str, Any]:
+    """The row of an open chain as it stands: see `Skeleton.row_so_far`.
+
+    Args:
+        start: the row of its start.
+        so_far: what it adds up to; None: it has done nothing yet.
+    """
+    view = ChainView(
+        run_id=start.run_id,
+        chain_id=start.chain_id,
+        group_id=start.group_id,
+        source=start.source,
+        state="waiting",
+        since=start.started_at,
+        started_at=start.started_at,
+        last_event_at=start.started_at,
+        conversation=NO_CONVERSATION,
+        policy_version=start.policy_first,
+        index=start.index,
+        reference=start.reference,
+        seed=start.seed,
+        attempt=start.attempt,
+        parent_chain_id=start.parent_chain_id,
+    )
+    if so_far is not None:
+        so_far.give(view)
+    chain = _OpenChain(view, -1, -1, start.prompt_hash, start.policy_first)
+    return _so_far(chain, _OpenRun(start.train_step, start.split))
+
+
+def _so_far(chain: _OpenChain, run: _OpenRun) -> dict[str, Any]:
+    view = chain.view
+    waits_for = {call.tool_name for call in view.tool_calls.values() if call.status is None}
+    now = {
+        "activity": view.state,
+        "step": view.step,
+        "last_event_at": view.last_event_at,
+        "open_tools": sorted(waits_for) or None,
+    }
+    row: dict[str, Any] = msgspec.to_builtins(_summed_up(chain, run, "running"))
+    row.update((name, value) for name, value in now.items() if value is not None)
+    return row | said_at_start(view)
+
+
+def _row(kind: str, chain: _OpenChain, run: _OpenRun, **fields: Any) -> ChainRow:
+    view = chain.view
+    return ChainRow(
+        row=kind,
+        run_id=view.run_id,
+        chain_id=view.chain_id,
+        group_id=view.group_id,
+        source=view.source,
+        index=view.index,
+        train_step=run.train_step,
+        split=run.split,
+        prompt_hash=chain.prompt_hash,
+        policy_first=chain.policy_first,
+        started_at=view.started_at,
+        first=chain.first,
+        **fields,
+    )
+
+
+def _summed_up(chain: _OpenChain, run: _OpenRun, state: str) -> ChainRow:
+    """What the chain's events add up to."""
+    view = chain.view
+    calls = failed = 0
+    for use in view.tool_use.values():
+        calls += use.calls
+        failed += use.failed
+    return _row(
+        "end",
+        chain,
+        run,
+        state=state,
+        model=None if view.model == run.model else view.model,
+        policy_last=view.policy_version,
+        ended_at=view.ended_at,
+        duration_s=view.duration_s,
+        finish_reason=view.finish_reason,
+        reward=view.reward,
+        metrics=view.metrics,
+        steps=view.steps,
+        completion_tokens=view.completion_tokens,
+        times={state: round(time.seconds, 6) for state, time in view.times.items()},
+        stays={
+            state: {"count": time.stays, "longest": round(time.longest, 6)}
+            for state, time in view.times.items()
+        },
+        calls=calls,
+        calls_failed=failed,
+        tool_use={
+            name: {"calls": use.calls, "failed": use.failed, "seconds": round(use.seconds, 6)}
+            for name, use in view.tool_use.items()
+        },
+        truncated=view.truncated,
+        answer=None if view.final_response is None else view.final_response[-ANSWER_CHARS:],
+        error=None if view.error is None else view.error["error"],
+        error_where=None if view.error is None else view.error["where"] or None,
+        last=chain.last,
+    )
 
 
 def said_at_start(told: ChainView | ChainRow) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from rollcast.archive.format import (
     RUN_FILE,
     TRAIN_FILE,
     TRAJECTORIES,
+    ChainRow,
     RunFile,
     prompt_hash,
 )
@@ -48,7 +50,7 @@ from rollcast.stream.waiting import ChunkData, Encodable, EncodableChunk, event_
 from rollcast.text import LINE_CHARS, grown_line
 from rollcast.version import __version__
 
-__all__ = ["Recorder", "Written", "prepare_folder"]
+__all__ = ["OnRows", "Recorder", "Written", "prepare_folder"]
 
 logger = logging.getLogger("rollcast.archive")
 count_logger = logging.getLogger(
@@ -60,6 +62,10 @@ CHUNK = T.LLM_GENERATION_CHUNK
 _WAITING_ROWS = 65_536  # of chains, while they cannot be written
 
 _encoder = msgspec.json.Encoder(enc_hook=as_json)
+
+
+OnRows = Callable[[Sequence[ChainRow], Sequence[dict[str, Any]]], object]
+"""Takes rows of chains, and rows of training steps and evaluations."""
 
 
 class Written(NamedTuple):
@@ -136,6 +142,8 @@ class Recorder:
         self.begun = False
         self.failing: str | None = None
         self.on_written: list[Callable[[Written], object]] = []
+        self._on_rows: list[OnRows] = []
+        self._feeding = threading.Lock()  # of the rows that are made, and who is told of them
         self._latest_failure = ""
         about.id = about.id or secrets.token_hex(6)
         self._run_in = run_in
@@ -297,6 +305,7 @@ class Recorder:
         if masker is not None and _may_hold_secrets(masker.outside(events), masker):
             events = [self._masked(event, masker) for event in events]
             lines = _event_lines(events)
+        told: list[StreamEvent] = []
         try:
             self._ensure_open()  # it may find that the folder was taken away, for which a gap stands
             gaps = self._losses.gaps()
@@ -309,15 +318,18 @@ class Recorder:
         else:
             self._events.note(whole, [*gaps, *events])
             self._succeeded()
-            self._feed(gaps, first)
-            first += len(gaps)
+            told = gaps
             self._past.add(events)
             if self.on_written and events:
                 as_of = {Lane(e.run_id, e.source): e.seq for e in events}  # in which `seq` rises
                 self._tell(Written(self._events.position, events[-1], as_of))
-        self._feed(events, first)
+        with self._feeding:
+            self._feed([*told, *events], first)
+            rows, train_rows = self._skeleton.take_rows(), self._skeleton.take_train_rows()
+            for each in self._on_rows:
+                each(rows, train_rows)
         self.about.totals.events = self._events.position
-        self._append_rows()
+        self._append_rows(rows, train_rows)
 
     def _tell(self, written: Written) -> None:
         for each in list(self.on_written):
@@ -352,8 +364,22 @@ class Recorder:
         self.about.totals.lost += self._losses.count - before
         self._failed(error)
 
-    def _append_rows(self) -> None:
-        rows, train_rows = self._skeleton.take_rows(), self._skeleton.take_train_rows()
+    def follow_rows(self, on_rows: OnRows) -> None:
+        """Have something called with the start rows of the chains that are open, now, and with all rows that follow.
+
+        It may be called from any thread, and waits while rows are made. What is called later is on the thread that writes, and must not wait.
+        """
+        with self._feeding:
+            on_rows(self._skeleton.open_rows(), [])
+            self._on_rows.append(on_rows)
+
+    def unfollow_rows(self, on_rows: OnRows) -> None:
+        """Call it no more."""
+        with self._feeding:
+            if on_rows in self._on_rows:
+                self._on_rows.remove(on_rows)
+
+    def _append_rows(self, rows: Sequence[ChainRow] = (), train_rows: Sequence[dict[str, Any]] = ()) -> None:
         if len(self._rows) < _WAITING_ROWS * 512:
             self._rows += _lines(rows)
             self._train_rows += _lines(train_rows)

@@ -1,31 +1,61 @@
 """The rows that a server keeps of chains: of those that are open, and of those that ended a while ago; and which of them have changed.
 
-Each change gives its row a new version, so that who watches is sent what has changed since the version that it has.
+Each change gives its row a new version, so that who watches is sent what has changed since the version that it has. A row is made when
+somebody asks for it, however often its chain has changed until then.
 """
 
 from __future__ import annotations
 
+import asyncio
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
+import msgspec
+
+from rollcast.archive.chain_rows import merge_row
 from rollcast.archive.format import ChainRow
 from rollcast.archive.pages import ROW_BYTES, encoded_row
-from rollcast.archive.skeleton import Skeleton
 from rollcast.records.secrets import Masker
 
-__all__ = ["MAX_STEPS", "KeptRows", "Key"]
+__all__ = ["AT_ONCE", "MAX_ENDED", "MAX_STEPS", "KeptRows", "Key"]
 
 Key = tuple[str, str]  # run_id, chain_id
 
 MAX_ENDED = 4096  # chains, those that ended last
 MAX_STEPS = 4096
+AT_ONCE = 64  # rows that are made before others get their turn
 _FROM_OUTSIDE = frozenset(("reference", "error", "metrics"))  # what may hold secrets; an answer is sampled
 _OF_A_RECORD = ("row", "first", "last", "trajectory")  # what only a record can tell
 
 
-class KeptRows:
-    """The rows. What they tell comes from a skeleton, which somebody feeds.
+class MakesRow(Protocol):
+    """Makes a row when it is wanted."""
+
+    def row(self) -> dict[str, Any]:
+        """The row."""
+        ...
+
+
+class _Ended(msgspec.Struct):
+    """A chain that has ended.
+
+    Attributes:
+        row: its row; None: it was not made yet.
+        late: makes it.
+        known: what was told of the chain before the table began.
+        learned: what came after its end, to complete the row by.
+    """
+
+    row: dict[str, Any] | None = None
+    late: MakesRow | None = None
+    known: dict[str, Any] | None = None
+    learned: list[ChainRow] = []
+
+
+class KeptRows(ABC):
+    """The rows. Where what they tell comes from is another matter (`live_rows.py`, `recorded_rows.py`).
 
     Args:
         masker: of secrets in what comes from outside; None masks nothing.
@@ -40,26 +70,37 @@ class KeptRows:
         self._masker = masker
         self.version = self.forgotten = 0
         self.complete = True
-        self._skeleton = Skeleton(live=True)
-        self._begun: dict[Key, ChainRow] = {}  # what the start of each open chain told
         self._known: dict[Key, dict[str, Any]] = {}  # what was told of open chains before the table began
         self._made: dict[Key, dict[str, Any]] = {}  # rows of open chains that have not changed since
         self._encoded: dict[Key, bytes] = {}  # rows that somebody was sent and that have not changed since
-        self._ended: OrderedDict[Key, dict[str, Any]] = OrderedDict()
+        self._ended: OrderedDict[Key, _Ended] = OrderedDict()
         self._changed: OrderedDict[Key, int] = OrderedDict()  # the version of each row's latest change
         self._steps: list[dict[str, Any]] = []
 
     # -- what changes ----------------------------------------------------------------------------------------------------
 
-    def _end(self, key: Key, row: dict[str, Any]) -> None:
-        self._ended[key] = self._told(self._known.pop(key, {}) | row)
-        self._made.pop(key, None)
+    def _end(self, key: Key, row: dict[str, Any] | MakesRow) -> None:
+        """The chain has ended, and this is its row."""
+        known = self._known.pop(key, None)
+        if isinstance(row, dict):
+            self._ended[key] = _Ended(self._told(row if known is None else known | row))
+        else:
+            self._ended[key] = _Ended(late=row, known=known)
         self._touch(key)
         while len(self._ended) > MAX_ENDED:
             oldest, _ = self._ended.popitem(last=False)
             self.forgotten = max(self.forgotten, self._changed.pop(oldest, 0))
             self._encoded.pop(oldest, None)
             self.complete = False
+
+    def _learn(self, key: Key, row: ChainRow) -> None:
+        """Complete the row of a chain that has ended."""
+        ended = self._ended[key]
+        if ended.row is None:
+            ended.learned.append(row)
+        else:
+            merge_row(ended.row, msgspec.to_builtins(row))
+        self._touch(key)
 
     def _touch(self, key: Key) -> None:
         self.version += 1
@@ -75,7 +116,7 @@ class KeptRows:
             rows: merged rows, as in a record.
             ended: whether chains that have ended are to be kept too.
         """
-        is_open = set(self._skeleton.open_chains())
+        is_open = set(self.open_chains())
         before: list[tuple[Key, dict[str, Any]]] = []
         for row in rows:
             key = (row["run_id"], row["chain_id"])
@@ -86,7 +127,7 @@ class KeptRows:
                 before.append((key, self._told(row)))
         before = before[-max(MAX_ENDED - len(self._ended), 0) :] if len(self._ended) < MAX_ENDED else []
         for key, row in reversed(before):
-            self._ended[key] = row
+            self._ended[key] = _Ended(row)
             self._ended.move_to_end(key, last=False)
 
     def fill_steps(self, rows: list[dict[str, Any]]) -> None:
@@ -97,9 +138,25 @@ class KeptRows:
 
     # -- what it tells -------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def open_chains(self) -> list[Key]:
         """The chains that are open."""
-        return self._skeleton.open_chains()
+
+    @abstractmethod
+    def is_open(self, key: Key) -> bool:
+        """Whether this chain is open."""
+
+    @abstractmethod
+    def _row_so_far(self, key: Key) -> dict[str, Any]:
+        """What the row of an open chain tells now."""
+
+    async def make_rows(self) -> None:
+        """Make the rows of open chains that have changed, some at a time."""
+        for number, key in enumerate(self.open_chains()):
+            if key not in self._made and self.is_open(key):  # it may have ended while others had their turn
+                self._open_row(key)
+                if number % AT_ONCE == AT_ONCE - 1:
+                    await asyncio.sleep(0)
 
     def open_rows(self) -> list[dict[str, Any]]:
         """A row for each open chain."""
@@ -107,7 +164,7 @@ class KeptRows:
 
     def ended_rows(self) -> list[dict[str, Any]]:
         """A row for each chain that ended and is still known."""
-        return list(self._ended.values())
+        return [self._ended_row(ended) for ended in self._ended.values()]
 
     def step_rows(self) -> list[dict[str, Any]]:
         """The rows of training steps and evaluations that are still known."""
@@ -120,14 +177,19 @@ class KeptRows:
             if self._changed[key] <= version:
                 break
             keys.append(key)
-        is_open = set(self.open_chains())
-        rows = [self._open_row(key) if key in is_open else self._ended.get(key) for key in reversed(keys)]
-        return [row for row in rows if row is not None]
+        rows = []
+        for key in reversed(keys):
+            if self.is_open(key):
+                rows.append(self._open_row(key))
+            elif (ended := self._ended.get(key)) is not None:
+                rows.append(self._ended_row(ended))
+        return rows
 
     def encoded(self, row: dict[str, Any], limit: int) -> bytes:
         """A row of this table as JSON, made once for all who watch; see `pages.encoded_row`."""
         key = (row["run_id"], row["chain_id"])
-        is_latest = row is self._made.get(key) or row is self._ended.get(key)
+        ended = self._ended.get(key)
+        is_latest = row is self._made.get(key) or (ended is not None and row is ended.row)
         if limit != ROW_BYTES or not is_latest:
             return encoded_row(row, limit)
         data = self._encoded.get(key)
@@ -138,7 +200,18 @@ class KeptRows:
     def _open_row(self, key: Key) -> dict[str, Any]:
         row = self._made.get(key)
         if row is None:
-            row = self._made[key] = self._told(self._known.get(key, {}) | self._skeleton.row_so_far(*key))
+            row = self._made[key] = self._told(self._known.get(key, {}) | self._row_so_far(key))
+        return row
+
+    def _ended_row(self, ended: _Ended) -> dict[str, Any]:
+        row = ended.row
+        if row is None:
+            assert ended.late is not None
+            row = ended.late.row()
+            row = ended.row = self._told(row if ended.known is None else ended.known | row)
+            for learned in ended.learned:
+                merge_row(row, msgspec.to_builtins(learned))
+            ended.late, ended.known, ended.learned = None, None, []
         return row
 
     def _told(self, row: dict[str, Any]) -> dict[str, Any]:

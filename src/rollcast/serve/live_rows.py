@@ -15,18 +15,14 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import msgspec
-
-from rollcast.archive.chain_rows import merge_row
-from rollcast.archive.format import ChainRow
-from rollcast.archive.skeleton import said_at_start
+from rollcast.archive.skeleton import Skeleton
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.bounded import whole
 from rollcast.records.lanes import Lane, end_status
 from rollcast.records.secrets import Masker
 from rollcast.records.view_fields import object_of
 from rollcast.serve.intake import Intake
-from rollcast.serve.kept_rows import MAX_STEPS, KeptRows, Key
+from rollcast.serve.kept_rows import AT_ONCE, MAX_STEPS, KeptRows, Key
 from rollcast.stream.asked import ChainSoFar
 
 __all__ = ["EVERY_RUN", "Key", "LiveRows"]
@@ -40,7 +36,6 @@ QUEUE_LIMIT = (
 )  # bytes; all chains of a large run may begin and end while the loop has no time for the table
 EVERY_RUN = Lane("", "")
 MAX_LACKING = 16  # sentences
-AT_ONCE = 64  # rows that are made before others get their turn
 _LEARNED = ("advantage", "staleness")  # what a training step says of a chain that has ended
 _TOKENS_ONLY = {T.LLM_GENERATION_CHUNK.value}
 
@@ -62,6 +57,7 @@ class LiveRows(KeptRows, Intake):
     def __init__(self, masker: Masker | None = None) -> None:
         KeptRows.__init__(self, masker)
         Intake.__init__(self)
+        self._skeleton = Skeleton(live=True, late=True)
         self.on_lost: Callable[[], object] = lambda: None
         self._lost: dict[Lane, int] = {}
         self._lacking: dict[str, None] = {}
@@ -87,11 +83,24 @@ class LiveRows(KeptRows, Intake):
             logger.exception("a row could not be made of a %s event", event.event_type)
         if kind is T.GAP:
             self._note_lost(event)
-        for row in skeleton.take_rows():
-            self._row(row)
-        if skeleton.is_open(event.run_id, event.chain_id):
-            self._touch((event.run_id, event.chain_id))
-        self._steps += skeleton.take_train_rows()
+        if skeleton.late_rows:
+            for ended in skeleton.take_late_rows():
+                self._end(ended.key, ended)
+        if event.chain_id:
+            key = (event.run_id, event.chain_id)
+            if skeleton.is_open(*key):
+                self._ended.pop(key, None)  # an earlier attempt
+                self._touch(key)
+        elif skeleton.rows or skeleton.train_rows:
+            self._learned()
+
+    def _learned(self) -> None:
+        """Take what a training step, or an evaluation, says of itself and of chains that have ended."""
+        for learned in self._skeleton.take_rows():
+            key = (learned.run_id, learned.chain_id)
+            if key in self._ended:
+                self._learn(key, learned)
+        self._steps += self._skeleton.take_train_rows()
         del self._steps[:-MAX_STEPS]
 
     def take_answer(self, key: Key, so_far: ChainSoFar) -> bool:
@@ -106,13 +115,7 @@ class LiveRows(KeptRows, Intake):
         for _ in range(0, self.to_ask, AT_ONCE):
             self.ask(AT_ONCE)
             await asyncio.sleep(0)
-        for number, key in enumerate(self.open_chains()):
-            if key not in self._made and self._skeleton.is_open(
-                *key
-            ):  # it may have ended while others had their turn
-                self._open_row(key)
-                if number % AT_ONCE == AT_ONCE - 1:
-                    await asyncio.sleep(0)
+        await self.make_rows()
 
     def _note_lost(self, gap: StreamEvent) -> None:
         dropped = set(object_of(gap.data.get("dropped")))
@@ -131,25 +134,22 @@ class LiveRows(KeptRows, Intake):
         """Take the start of a run that opened before the table began, or whose start was lost."""
         self._skeleton.feed(event, -1)
 
-    def _row(self, row: ChainRow) -> None:
-        key = (row.run_id, row.chain_id)
-        if row.row == "start":
-            self._begun[key] = row
-            self._ended.pop(key, None)  # an earlier attempt
-        elif row.row == "end":
-            begun = self._begun.pop(key, None)
-            told = msgspec.to_builtins(row)
-            self._end(key, told if begun is None else told | said_at_start(begun))
-        elif key in self._ended:
-            merge_row(self._ended[key], msgspec.to_builtins(row))
-            self._touch(key)
-
     def _lose(self, end: StreamEvent) -> None:
         """A source's part of a run ends, or its end was lost: its chains that are open have lost their ends."""
         for key in self._skeleton.open_chains_of(end):
             self._end(key, self._skeleton.row_so_far(*key) | {"state": "lost"})
-            self._begun.pop(key, None)
         self._skeleton.forget_open(end)
+
+    def open_chains(self) -> list[Key]:
+        """The chains that are open."""
+        return self._skeleton.open_chains()
+
+    def is_open(self, key: Key) -> bool:
+        """Whether this chain is open."""
+        return self._skeleton.is_open(*key)
+
+    def _row_so_far(self, key: Key) -> dict[str, Any]:
+        return self._skeleton.row_so_far(*key)
 
     # -- what was lost -------------------------------------------------------------------------------------------------
 
@@ -179,11 +179,10 @@ class LiveRows(KeptRows, Intake):
                 self._touch(key)
             return
         self._skeleton.end_unseen(*key)
-        self._begun.pop(key, None)
         self._end(key, row)
 
     def _mend_ended(self, key: Key, row: dict[str, Any]) -> None:
-        known = self._ended.get(key)
+        known = self._ended_row(self._ended[key]) if key in self._ended else None
         if known is None or _is_before(known, row) or known.get("state") == "lost" != row.get("state"):
             self._end(key, row)
             return
@@ -198,7 +197,6 @@ class LiveRows(KeptRows, Intake):
             if self._skeleton.is_open(*key):
                 self._end(key, self._skeleton.row_so_far(*key) | {"state": "lost"})
                 self._skeleton.end_unseen(*key)
-                self._begun.pop(key, None)
 
     def lacks(self, sentence: str) -> None:
         """Note that rows are missing, and why."""

@@ -1,36 +1,45 @@
 """What the server's history still has of chains and runs that are over, for runs that leave no record.
 
-Events are read some at a time, so that the event loop is never held for long.
+Adding up tens of thousands of events would slow the run, so the process that reads records does it: the server only hands it the lines
+that it has, some at a time. A few events are added up here, since starting a process takes longer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import secrets
 import threading
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
 import msgspec
 
-from rollcast.archive.chain_rows import merge_row
-from rollcast.archive.skeleton import Skeleton
-from rollcast.records import StreamEvent, StreamEventType
-from rollcast.records.codec import decode_unchecked
+from rollcast.archive.past_rows import PastRows
+from rollcast.archive.readings import PastWanted
+from rollcast.archive.record_process import RecordProcess
+from rollcast.errors import ArchiveError
+from rollcast.records import StreamEventType
 from rollcast.records.lanes import Lane
 from rollcast.serve.history import Entry, History
+from rollcast.serve.kept_rows import MAX_ENDED
 
 __all__ = ["Past", "entries", "past_of"]
 
+logger = logging.getLogger("rollcast.serve")
+
 T = StreamEventType
 LOOKED_AT = 1024  # entries that are looked at before others get their turn
-READ = 64  # and those of them that are read
+FEW_BYTES = 128 << 10  # of lines that are added up here
+PORTION_BYTES = 256 << 10  # of lines that are handed over at once
+DECODED = 64  # rows that are decoded before others get their turn
 
 
 class Past(NamedTuple):
     """What events of the history add up to.
 
     Attributes:
-        rows: merged rows of chains.
+        rows: merged rows of chains; of those that are over only as many as a table keeps, the latest.
         steps: rows of training steps and evaluations.
         since: by run and source, the `seq` from which on the history has all its events: 0 if it has the whole run.
         whole: whether it has each run whole, and has let go of nothing.
@@ -59,13 +68,18 @@ async def entries(
         await asyncio.sleep(0)
 
 
-async def past_of(history: History, lock: threading.RLock, until: int) -> Past:
-    """The rows of everything that the history has before a position."""
-    skeleton = Skeleton()
-    merged: dict[tuple[str, str], dict[str, Any]] = {}
-    steps: list[dict[str, Any]] = []
+async def past_of(history: History, lock: threading.RLock, until: int, records: RecordProcess) -> Past:
+    """The rows of everything that the history has before a position.
+
+    Args:
+        history: the history.
+        lock: guards it.
+        until: the position.
+        records: the process that adds the events up. If it cannot, this one does, with a warning.
+    """
+    lines: list[bytes] = []
     since: dict[Lane, int] = {}
-    read = ended = end = 0
+    ended = end = 0
     whole = True
     async for position, window in entries(history, lock, 0, until):
         whole, end = whole and position == end, position + len(window)
@@ -78,25 +92,50 @@ async def past_of(history: History, lock: threading.RLock, until: int) -> Past:
                 since[lane] = entry.seq + 1
                 whole = False
             ended += kind is T.RUN_END
-            if entry.place.event_type is T.LLM_GENERATION_CHUNK:
-                continue
-            skeleton.feed(_event_of(entry), -1)
-            read += 1
-            if read % READ == 0:
-                await asyncio.sleep(0)
-        for row in skeleton.take_rows():
-            known = merged.setdefault((row.run_id, row.chain_id), {})
-            merge_row(known, msgspec.to_builtins(row))
-        steps += skeleton.take_train_rows()
-    is_open = set(skeleton.open_chains())
-    told = []
-    for key, known in merged.items():
-        if known.get("state") == "running" and key not in is_open:  # its run ended without its end
-            known["state"] = "lost"
-        if "state" in known:
-            told.append(known)
-    return Past(told, steps, since, whole and end >= until, ended)
+            if kind is not T.LLM_GENERATION_CHUNK:
+                lines.append(entry.data)
+    rows, steps = await _rows_of(lines, records)
+    return Past(rows, steps, since, whole and end >= until, ended)
 
 
-def _event_of(entry: Entry) -> StreamEvent:
-    return decode_unchecked(entry.data)
+async def _rows_of(
+    lines: list[bytes], records: RecordProcess
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    if sum(map(len, lines)) > FEW_BYTES:
+        try:
+            return await _added_up_elsewhere(lines, records)
+        except ArchiveError as error:
+            logger.warning("%s; the event loop adds up what the server's memory has", error)
+    return await _added_up(lines)
+
+
+async def _added_up_elsewhere(
+    lines: list[bytes], records: RecordProcess
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of chains and of steps, from the process that reads records."""
+    rows: dict[str, list[dict[str, Any]]] = {"chains": [], "steps": []}
+    name, begin, number = secrets.token_hex(8), 0, 0
+    while begin < len(lines):
+        end, size = begin, 0
+        while end < len(lines) and size < PORTION_BYTES:
+            size += len(lines[end])
+            end += 1
+        portion = PastWanted(
+            name=name, number=number, lines=lines[begin:end], last=end == len(lines), most=MAX_ENDED
+        )
+        begin, number = end, number + 1
+        async with records.past(portion) as pages:
+            async for page in pages:
+                for count, row in enumerate(page.rows, 1):
+                    rows[page.next or "chains"].append(msgspec.json.decode(row))
+                    if count % DECODED == 0:
+                        await asyncio.sleep(0)
+    return rows["chains"], rows["steps"]
+
+
+async def _added_up(lines: list[bytes]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The same, in the event loop."""
+    past = PastRows()
+    for _ in past.feed(lines):
+        await asyncio.sleep(0)
+    return past.rows(MAX_ENDED), past.steps

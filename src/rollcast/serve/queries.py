@@ -1,7 +1,8 @@
 """Answers the queries of `rollcast.v1`: what is open from memory, what is over from the record, by a child process that reads it.
 
     Session ─▶ RunQuery ─▶ Queries ─▶ a task for each: rows … done
-                              ├─ LiveRows        open chains, while somebody asks
+                              ├─ RecordedRows    open chains, while somebody asks, of runs that leave a record
+                              ├─ LiveRows        open chains of others
                               ├─ RecordProcess   the record, if the runs leave one
                               └─ memory          otherwise: what the history still has
 
@@ -21,6 +22,7 @@ from typing import Any
 
 import msgspec
 
+from rollcast.archive import ArchiveObserver
 from rollcast.archive.chain_rows import (
     DEFAULT_SORT,
     ChainQuery,
@@ -54,11 +56,14 @@ from rollcast.serve.protocol import (
     rows_frame,
 )
 from rollcast.serve.publishing import ProducerDesk
-from rollcast.serve.record import LATE_S, begun_record, caught_up, recorded
+from rollcast.serve.record import LATE_S, begun_record, caught_up, record_of, recorded
+from rollcast.serve.recorded_rows import RecordedRows, can_follow
 from rollcast.serve.shared_readings import SharedReadings
 from rollcast.serve.stories import NotThereError, Told, live_story, remembered_story
 
 __all__ = ["Queries"]
+
+ChainTable = LiveRows | RecordedRows
 
 logger = logging.getLogger("rollcast.serve")
 
@@ -163,7 +168,7 @@ class Queries:
         """The server's broadcaster."""
         return self._broadcaster
 
-    async def table(self, missing: list[str] | None = None) -> LiveRows:
+    async def table(self, missing: list[str] | None = None) -> ChainTable:
         """The rows of open chains, up to date; what they lack because of a delay is added to `missing`."""
         rows, behind = await self._table.up_to_date()
         if missing is not None:
@@ -174,7 +179,7 @@ class Queries:
         """Count those that watch the table, so that it is kept for them."""
         self._table.watched(change)
 
-    def note_let_go(self, table: LiveRows, missing: list[str]) -> None:
+    def note_let_go(self, table: ChainTable, missing: list[str]) -> None:
         """Add to `missing` that there is no record, if rows of what is over were let go for that."""
         runs = self._broadcaster.upstream.runs
         if not (table.complete and runs.complete) and self.manager is not None:
@@ -281,7 +286,8 @@ class _Table:
     def __init__(self, broadcaster: Broadcaster, records: RecordProcess) -> None:
         self._broadcaster = broadcaster
         self._records = records
-        self._rows: LiveRows | None = None
+        self._rows: ChainTable | None = None
+        self._given_up: ArchiveObserver | None = None  # a record that could not be followed
         self._manager: Any = None  # whose chains it has
         self._filled: asyncio.Task[None] | None = None
         self._mending: asyncio.Task[None] | None = None
@@ -289,27 +295,16 @@ class _Table:
         self._watchers = 0
         self._leave: asyncio.TimerHandle | None = None
 
-    async def up_to_date(self) -> tuple[LiveRows, list[str]]:
+    async def up_to_date(self) -> tuple[ChainTable, list[str]]:
         """The table, with everything that has been emitted; and what it lacks, a sentence each, because that takes too long."""
         rows, manager = self._rows, self._broadcaster.observer.manager
-        if rows is None or rows.closed or self._manager is not manager:
-            self._removed = self._manager is manager and (self._removed or (rows is not None and rows.closed))
-            self.drop()
-            rows, self._manager = LiveRows(self._broadcaster.masker), manager
-            rows.on_lost = partial(self._mend_soon, rows, manager)
-            self._rows = rows
-            self._filled = asyncio.get_running_loop().create_task(
-                self._begin(rows, manager), name="rollcast-server-rows"
-            )
+        record = self._record_to_follow(rows, manager)
+        if rows is None or rows.closed or self._manager is not manager or record is not None:
+            rows = self._begin_anew(rows, manager, record)
         assert self._filled is not None
         try:
             await asyncio.shield(self._filled)
-            behind = []
-            await rows.catch_up()
-            if self._mending is not None:
-                _, late = await asyncio.wait([self._mending], timeout=LATE_S)
-                if late:
-                    behind.append(REREADING)
+            behind = await self._catch_up(rows)
             await rows.make()
         except Exception:  # whatever it is: the next query begins anew
             self.drop()
@@ -317,6 +312,54 @@ class _Table:
         finally:  # also if who asked has gone meanwhile
             self._leave_later()
         return rows, behind
+
+    async def _catch_up(self, rows: ChainTable) -> list[str]:
+        """Have the table take everything that has been emitted; returns why it does not have all of it yet."""
+        behind = await rows.catch_up()
+        if behind is not None:
+            return [behind]
+        if self._mending is not None:
+            _, late = await asyncio.wait([self._mending], timeout=LATE_S)
+            if late:
+                return [REREADING]
+        return []
+
+    def _record_to_follow(self, rows: ChainTable | None, manager: Any) -> ArchiveObserver | None:
+        """The record of the manager's runs, if a new table should follow it."""
+        if isinstance(rows, RecordedRows) and rows.closed:
+            self._given_up = rows.record
+        record = None if manager is None else record_of(manager)
+        if record is None or record is self._given_up or not can_follow(manager, record):
+            return None
+        return None if isinstance(rows, RecordedRows) and rows.record is record else record
+
+    def _begin_anew(
+        self, before: ChainTable | None, manager: Any, record: ArchiveObserver | None
+    ) -> ChainTable:
+        """Begin another table, which follows the record if that is given."""
+        masker, loop = self._broadcaster.masker, asyncio.get_running_loop()
+        taken_off = isinstance(before, LiveRows) and before.closed
+        self._removed = self._manager is manager and (self._removed or taken_off)
+        if record is not None:
+            followed = RecordedRows(masker, manager, record)
+            self._forget()
+            self._rows, self._manager = followed, manager
+            self._filled = loop.create_task(self._follow(followed), name="rollcast-server-rows")
+            return followed
+        self.drop()
+        rows = self._rows = LiveRows(masker)
+        self._manager = manager
+        rows.on_lost = partial(self._mend_soon, rows, manager)
+        self._filled = loop.create_task(self._begin(rows, manager), name="rollcast-server-rows")
+        if isinstance(before, RecordedRows):
+            rows.lose(EVERY_RUN)  # what the record told too late
+        return rows
+
+    async def _follow(self, rows: RecordedRows) -> None:
+        """Have the table follow its record, and only then end one that takes events, so that what happens meanwhile is in one of the two."""
+        await rows.begin()
+        if self._rows is rows:
+            self._take_off()
 
     async def _begin(self, rows: LiveRows, manager: Any) -> None:
         """Let the manager fill the table, and add what only the record or the history knows about open chains."""
@@ -361,7 +404,7 @@ class _Table:
             logger.debug("the server's history is behind; its rows wait for it")
         with broadcaster.lock:
             until = broadcaster.history.head
-        return await past_of(broadcaster.history, broadcaster.lock, until)
+        return await past_of(broadcaster.history, broadcaster.lock, until, self._records)
 
     async def _pages(self, record: Recorded, query: ChainQuery) -> AsyncGenerator[list[dict[str, Any]], None]:
         while True:
@@ -465,7 +508,14 @@ class _Table:
 
     def drop(self) -> None:
         """End the table."""
-        rows, self._rows = self._rows, None
+        if isinstance(self._rows, RecordedRows):
+            self._rows.close()
+        self._forget()
+        self._take_off()
+
+    def _forget(self) -> None:
+        """Have no table. Who watches it is told its last changes by itself."""
+        self._rows = None
         if self._leave is not None:
             self._leave.cancel()
             self._leave = None
@@ -473,8 +523,11 @@ class _Table:
         if self._mending is not None:
             self._mending.cancel()
             self._mending = None
+
+    def _take_off(self) -> None:
+        """Have the manager give no more events to a table."""
         observer = self._broadcaster.observer
-        if rows is not None and observer.companions:
+        if observer.companions:
             observer.companions = ()
             if observer.manager is not None:
                 observer.manager.refresh(observer)
@@ -612,7 +665,7 @@ class _Answer:
                 self._missing.append(f"the record cannot be read, so this is what the memory has: {error}")
         return await of_memory()
 
-    async def _memory(self) -> LiveRows:
+    async def _memory(self) -> ChainTable:
         """The table, for what is over too; what it lacks is noted."""
         table = await self._queries.table(self._missing)
         self._queries.note_let_go(table, self._missing)
@@ -713,7 +766,7 @@ class _Answer:
             if changed:
                 await self._send_rows(changed, changed=True)
 
-    async def _watch(self, table: LiveRows, wanted: ChainQuery, version: int, told: set[Key]) -> None:
+    async def _watch(self, table: ChainTable, wanted: ChainQuery, version: int, told: set[Key]) -> None:
         """Send the rows that change, until the query is stopped.
 
         A row is sent if it fits, and once more when it no longer does.
@@ -722,7 +775,8 @@ class _Answer:
             await asyncio.sleep(WATCH_S)
             await self._until_room()
             is_over = table.closed or table.manager is None  # then what follows are its last changes
-            await table.catch_up()
+            if is_over or isinstance(table, LiveRows):
+                await table.catch_up()
             news = [sentence for sentence in table.lacking if sentence not in self._missing]
             if news:
                 self._missing += news

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future
 from typing import Any
 
 from rollcast.aio import follower
 from rollcast.archive import ArchiveObserver
-from rollcast.records import EventFilter
 from rollcast.stream import StreamObserver
+from rollcast.stream.delivery import Delivery
+from rollcast.stream.fanout import Fanout
+from rollcast.stream.queue import Control
 
-__all__ = ["LATE_S", "begun_record", "caught_up", "record_of", "recorded"]
+__all__ = ["LATE_S", "begun_record", "caught_up", "delivered", "record_of", "recorded", "written"]
 
 LATE_S = 2.0  # how long an answer waits for an observer that lags
-NOTHING = EventFilter(types=())
 
 
 def record_of(manager: Any) -> ArchiveObserver | None:
@@ -30,9 +32,16 @@ async def caught_up(manager: Any, observer: StreamObserver, timeout: float = LAT
     """Wait until an observer was given everything that has been emitted. False if that takes too long."""
     with manager.lock:
         delivery = manager.delivery_of(observer)
-        arrived = None if delivery is None else manager.fanout.cut(NOTHING, reader=delivery).arrived
-    if arrived is None:
-        return True
+    return delivery is None or await delivered(manager.fanout, delivery, timeout)
+
+
+async def delivered(fanout: Fanout, delivery: Delivery, timeout: float = LATE_S) -> bool:
+    """Wait until the reader of a delivery was given everything that was put into it. False if that takes too long."""
+    with fanout.lock:
+        if delivery.idle:
+            return True
+        arrived = Future[None]()
+        delivery.put_uncounted([Control("barrier", done=arrived)])
     try:
         async with asyncio.timeout(timeout):
             await asyncio.wrap_future(follower(arrived))
@@ -55,14 +64,20 @@ async def begun_record(manager: Any) -> tuple[ArchiveObserver | None, str | None
 
 async def recorded(manager: Any, record: ArchiveObserver, timeout: float = LATE_S) -> str | None:
     """Wait until the record has everything that has been emitted. A sentence if it does not, or not in time."""
-    behind = f"the record {record.path.name} is behind, since its disk is slow: what came last may be missing"
-    if not await caught_up(manager, record, timeout):
-        return behind
+    if not (await caught_up(manager, record, timeout) and await written(record, timeout)):
+        return (
+            f"the record {record.path.name} is behind, since its disk is slow: what came last may be missing"
+        )
+    if record.failing is not None:
+        return f"the record {record.path.name} cannot be written at present: {record.failing}"
+    return None
+
+
+async def written(record: ArchiveObserver, timeout: float = LATE_S) -> bool:
+    """Wait until the record's writer has written everything that it was given, or failed to. False if that takes too long."""
     try:
         async with asyncio.timeout(timeout):
             await record.recorded()
     except TimeoutError:
-        return behind
-    if record.failing is not None:
-        return f"the record {record.path.name} cannot be written at present: {record.failing}"
-    return None
+        return False
+    return True
