@@ -7,6 +7,7 @@
 import { Feed } from "../../src/rollcast/serve/page/feed.js";
 import { Socket } from "../../src/rollcast/serve/page/socket.js";
 import { Store } from "../../src/rollcast/serve/page/store.js";
+import { chainAsDict } from "./as_dict.js";
 
 const [url, wanted] = [process.argv[2], Number(process.argv[3])];
 const store = new Store();
@@ -21,7 +22,7 @@ function told() {
     for (const [chainId, view] of run.chains) {
       const spans = store.tokens(runId, chainId);
       const tokens = spans === undefined ? {} : Object.fromEntries([...spans.steps].map(([step, all]) => [step, all.flatMap((span) => span.ids)]));
-      chains[`${runId} ${chainId}`] = { ...view.toDict(), token_ids: tokens };
+      chains[`${runId} ${chainId}`] = { ...chainAsDict(view), token_ids: tokens };
     }
   }
   const { reconnections, counts, state, scopes } = socket.session;

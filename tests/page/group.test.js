@@ -9,6 +9,7 @@ import { alignTurns, cellsOf, compareIds, placeTree, turnLabel, whereTheyPart } 
 import { RunViews } from "../../src/rollcast/serve/page/run_view.js";
 import { Tokens } from "../../src/rollcast/serve/page/tokens.js";
 import { itemsOf, turnsOf } from "../../src/rollcast/serve/page/turns.js";
+import { chainAsDict } from "./as_dict.js";
 
 /** A chain of guesses: each turn calls `guess` and hears an outcome; a last text answers. */
 function member(name, guesses, { reward = null, answer = null, open = null, ids = true } = {}) {
@@ -166,7 +167,7 @@ test("what is over of a conversation stays as it was made, and is the same as if
   const apply = (event_type, data, step = null) => view.apply({ event_type, chain_id: "c", run_id: "r", group_id: "g", source: "", timestamp: 1, data, step, depth: step, seq: seq++ });
   const anew = () => {
     const copy = new ChainView();
-    copy.apply({ event_type: "chain_snapshot", chain_id: "c", run_id: "r", group_id: "g", timestamp: 1, step: null, depth: null, data: structuredClone({ ...view.toDict(), as_of: -1 }) });
+    copy.apply({ event_type: "chain_snapshot", chain_id: "c", run_id: "r", group_id: "g", timestamp: 1, step: null, depth: null, data: structuredClone({ ...chainAsDict(view), as_of: -1 }) });
     return itemsOf(copy);
   };
   apply("chain_start", { messages: [{ role: "user", content: "Guess." }], index: 0 });

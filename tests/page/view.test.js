@@ -6,6 +6,7 @@ import { test } from "node:test";
 
 import { ChainView } from "../../src/rollcast/serve/page/chain_view.js";
 import { RunViews } from "../../src/rollcast/serve/page/run_view.js";
+import { chainAsDict, runAsDict } from "./as_dict.js";
 
 const FOLDER = new URL("../records/view_cases/", import.meta.url);
 const CASES = readdirSync(FOLDER).filter((name) => name.endsWith(".json"));
@@ -17,8 +18,8 @@ const caseOf = (name) => JSON.parse(readFileSync(new URL(name, FOLDER), "utf8"))
 /** What the views tell, in the form of the cases' `expected`. */
 function told(views) {
   const runs = [...views.runs].map(([id, run]) => {
-    const chains = [...run.chains].map(([name, view]) => [name, view.toDict()]);
-    return [id, { ...run.toDict(), chains: Object.fromEntries(chains) }];
+    const chains = [...run.chains].map(([name, view]) => [name, chainAsDict(view)]);
+    return [id, { ...runAsDict(run), chains: Object.fromEntries(chains) }];
   });
   return asJson(Object.fromEntries(runs));
 }
@@ -49,7 +50,7 @@ for (const name of CASES) {
     for (const own of byChain.values()) {
       const whole = new ChainView();
       for (const event of own) whole.apply(event);
-      const end = asJson(whole.toDict());
+      const end = asJson(chainAsDict(whole));
       const before = new ChainView();
       const every = Math.max(1, Math.floor(own.length / 12));
       for (const [i, event] of own.entries()) {
@@ -60,9 +61,9 @@ for (const name of CASES) {
         after.chainId = before.chainId;
         after.groupId = before.groupId;
         after.source = before.source;
-        after.restore(asJson(before.toDict()));
+        after.restore(asJson(chainAsDict(before)));
         for (const later of own.slice(i + 1)) after.apply(later);
-        assert.deepEqual(asJson(after.toDict()), end, `from event ${i}`);
+        assert.deepEqual(asJson(chainAsDict(after)), end, `from event ${i}`);
       }
     }
   });
@@ -77,8 +78,8 @@ test("events without a seq that come again after their end change nothing", () =
     { event_type: "tool_call_end", data: { ...call, status: "success", duration_s: 1 } },
   ].map((each) => ({ ...each, chain_id: "chain_0", timestamp: 1, step: 1 }));
   for (const event of ended) view.apply(event);
-  const before = asJson(view.toDict());
+  const before = asJson(chainAsDict(view));
   view.apply(ended[1]);
   view.apply(ended[2]);
-  assert.deepEqual(asJson(view.toDict()), before);
+  assert.deepEqual(asJson(chainAsDict(view)), before);
 });

@@ -79,6 +79,44 @@ PROGRAMS = {
         """,
         "one.js": "export const one = 1\nexport const two = 2\n",
     },
+    "a word that means something else in another module": {
+        "main.js": """
+            import { one, two, three, spread, all as every, close } from "./a.js";
+            import * as whole from "./a.js";
+            import { told } from "./b.js";
+            const local = (one) => one + two;
+            console.log(one, local(5), three, spread, every, close(), whole.two, told, Object.keys(whole).sort());
+        """,
+        "a.js": """
+            export const one = 1;
+            export const two = 2;
+            export const three = 3;
+            export const spread = [1, 2];
+            export const all = "all";
+            export function close() { return "closed" }
+        """,
+        "b.js": """
+            import { three as four, one } from "./a.js";
+            const spread = [9];
+            const two = 22;
+            export const told = [one, two, four, ...spread, { three: 33 }.three, typeof close, typeof all];
+        """,
+    },
+    "templates of html, and others": {
+        "main.js": """
+            const html = (strings, ...values) => strings.map((s, i) => s.replace(/^\\s*\\n\\s*|\\s*\\n\\s*$/g, "").replace(/\\s*\\n\\s*/g, " ") + (values[i] ?? "")).join("|");
+            const words = `  two
+              lines  `;
+            console.log(JSON.stringify([words, html`
+              <p
+                class="a">
+                ${`in
+                  side`}
+                text ${1}
+                more</p>
+            `]));
+        """,
+    },
 }  # fmt: skip
 
 

@@ -3,13 +3,15 @@
 Each module becomes a function that is called immediately and returns what the module exports:
 
     import { h } from "./vendor/preact.js";          import * as $0 from "./vendor/preact.js";
-    import { oneLine } from "./text.js";             const $1 = (() => { … return { oneLine }; })();
-    export function heading() { … }                  const $2 = (() => {
+    import { oneLine, fold } from "./text.js";       const $1 = (() => { … return { oneLine, fold }; })(), { oneLine } = $1;
+    export function heading() { … }                  const { heading } = (() => {
                                                      const { h } = $0;
-                                                     const { oneLine } = $1;
+                                                     const { fold } = $1;
                                                      function heading() { … }
                                                      return { heading };
                                                      })();
+
+Here `oneLine` means the same in every module in which the word is, so they take it from outside; `fold` is also a variable of a third module.
 
 Spaces and ends of lines are left out if nothing changes without them, in programs and in templates of `html`.
 
@@ -21,7 +23,8 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
 
 from rollcast.serve.page_source import JavaScriptToken, javascript_tokens
 
@@ -46,13 +49,13 @@ def joined_modules(first: str, sources: Mapping[str, str], external: Callable[[s
     """
     bundle = _Bundle(sources, external)
     bundle.add(first)
-    return "".join(bundle.imports) + "".join(bundle.bodies)
+    return bundle.text()
 
 
 class _Bundle:
     def __init__(self, sources: Mapping[str, str], external: Callable[[str], bool]) -> None:
-        self.imports: list[str] = []
-        self.bodies: list[str] = []
+        self._imports: list[str] = []
+        self._modules: dict[str, _Module] = {}  # by variable, in the order in which they run
         self._sources = sources
         self._external = external
         self._names: dict[str, str] = {}  # by module, its variable in the joined module
@@ -73,7 +76,7 @@ class _Bundle:
             )
         if self._external(name):
             own = self._names[name] = f"${len(self._names)}"
-            self.imports.append(f'import * as {own} from "./{name}";\n')
+            self._imports.append(f'import * as {own} from "./{name}";\n')
             return own
         self._path.append(name)
         try:
@@ -84,11 +87,35 @@ class _Bundle:
             raise ValueError(f"{name}: {error}") from None if len(self._path) == 1 else error
         self._path.pop()
         own = self._names[name] = f"${len(self._names)}"
-        exports = ", ".join(module.exports)
-        self.bodies.append(
-            f"const {own} = (() => {{ // {name}\n{module.text}\nreturn {{ {exports} }};\n}})();\n"
-        )
+        self._modules[own] = module
         return own
+
+    def _name(self, own: str) -> str:
+        return next(name for name, variable in self._names.items() if variable == own)
+
+    def text(self) -> str:
+        """All modules as one."""
+        plain = {own: self._plain(own) for own in self._modules}
+        bodies = []
+        for own, module in self._modules.items():
+            exports = ", ".join(module.exports.values())
+            body = f"(() => {{ // {self._name(own)}\n{module.text(plain)}\nreturn {{ {exports} }};\n}})()"
+            names = f"{{ {', '.join(plain[own])} }}"
+            is_named = any(each.needs(own, plain) for each in self._modules.values())
+            bodies.append(
+                f"const {own} = {body}, {names} = {own};\n" if is_named else f"const {names} = {body};\n"
+            )
+        return "".join(self._imports) + "".join(bodies)
+
+    def _plain(self, own: str) -> list[str]:
+        """The exports of a module that others can take from outside, since the word means nothing else in any of them."""
+        others = [module for variable, module in self._modules.items() if variable != own]
+        return [
+            name
+            for name, exported in self._modules[own].exports.items()
+            if name == exported
+            and all(name not in each.words or (own, name, name) in each.imported for each in others)
+        ]
 
 
 def _beside(name: str, path: str) -> str:
@@ -106,12 +133,39 @@ def _needed(between: str, before: str, after: str) -> str:
 
 
 def _without_indentation(template: str) -> str:
-    """A part of a template of `html`, which ignores the ends of lines between tags, and how long other spaces with one are."""
-    return re.sub(r"\s*\n\s*", "\n", re.sub(r">\s*\n\s*<", "><", template))
+    """A part of a template of `html`, which ignores the ends of lines beside tags, and how long other spaces with one are."""
+    beside_tags = re.compile(r"(>)\s*\n\s*(?=<|\$\{\Z|`\Z)|(\A[`}])\s*\n\s*(?=<)")
+    return re.sub(r"\s*\n\s*", "\n", beside_tags.sub(lambda found: found[1] or found[2], template))
 
 
 def _is_of_word(character: str) -> bool:
     return character.isalnum() or character in "_$#@\\"
+
+
+class _Import(NamedTuple):
+    """An import.
+
+    Attributes:
+        own: the variable of the module.
+        names: what is imported, by its name there and its name here.
+        whole: the variable for the whole module, or an empty text.
+    """
+
+    own: str
+    names: list[tuple[str, str]]
+    whole: str
+
+    def text(self, plain: Mapping[str, Collection[str]]) -> str:
+        """A declaration of what is not taken from outside; empty if all is."""
+        if self.whole:
+            return f"const {self.whole} = {self.own};"
+        outside = plain.get(self.own, ())
+        left = [
+            name if name == local else f"{name}: {local}"
+            for name, local in self.names
+            if name != local or name not in outside
+        ]
+        return f"const {{ {', '.join(left)} }} = {self.own};" if left else ""
 
 
 class _Module:
@@ -122,40 +176,63 @@ class _Module:
         added: adds a module that it imports, and returns the variable of that one.
 
     Attributes:
-        text: the body, without `import` and `export`.
-        exports: the properties of the object that the function returns.
+        exports: by name, the properties of the object that the function returns.
+        imported: the variable of a module, a name that it exports, and the name here.
+        words: all words outside of `import` and `export { … }`, except properties behind a dot.
     """
 
     def __init__(self, tokens: list[JavaScriptToken], added: Callable[[str], str]) -> None:
         self._tokens = tokens
         self._added = added
         self._at = 0
-        self.exports: list[str] = []
-        self.text = self._body()
+        self.exports: dict[str, str] = {}
+        self.imported: set[tuple[str, str, str]] = set()
+        self.words: set[str] = set()
+        self._exports_of: set[str] = set()  # variables of modules that it exports something of
+        self._parts = self._body()
 
-    def _body(self) -> str:
-        parts = [""]
+    def text(self, plain: Mapping[str, Collection[str]]) -> str:
+        """The body of the function. `plain`: by the variable of each module, the names that are taken from outside."""
+        return "".join(part if isinstance(part, str) else part.text(plain) for part in self._parts)
+
+    def needs(self, own: str, plain: Mapping[str, Collection[str]]) -> bool:
+        """Whether it needs the variable of that module."""
+        imports = (part for part in self._parts if not isinstance(part, str))
+        return own in self._exports_of or any(each.own == own and each.text(plain) for each in imports)
+
+    def _body(self) -> list[str | _Import]:
+        parts: list[str | _Import] = []
+        last = ""  # token
         depth = 0
         of_html: list[bool] = []  # of the templates that are open: whether `html` takes them
         while self._at < len(self._tokens):
             between, kind, text = self._take()
             if kind == "word" and text in ("import", "export") and self._is_statement(depth):
                 parts += (
-                    _needed(between, parts[-1], text),
+                    _needed(between, last, text),
                     self._import() if text == "import" else self._export(),
                 )
+                last = ";"
                 continue
             if kind == "template":
                 if text.startswith("`"):
-                    of_html.append(parts[-1] == "html")
+                    of_html.append(last == "html")
                 is_of_html = of_html.pop() if text.endswith("`") else of_html[-1]
                 text = _without_indentation(text) if is_of_html else text
-            parts += (_needed(between, parts[-1], text), text)
+            elif kind == "word" and not self._is_property():
+                self.words.add(text)
+            parts += (_needed(between, last, text), text)
+            last = text
             if kind == "punctuator":
                 depth += (text in _OPENING) - (text in _CLOSING)
             elif kind == "template":
                 depth += text.endswith("${") - text.startswith("}")
-        return "".join(parts)
+        return parts
+
+    def _is_property(self) -> bool:
+        """Whether the word that was just taken is one behind a dot; behind three dots it is not."""
+        before = [token.text for token in self._tokens[max(self._at - 4, 0) : self._at - 1]]
+        return before[-1:] in (["."], ["?."]) and before != [".", ".", "."]
 
     def _is_statement(self, depth: int) -> bool:
         """Whether the word that was just taken begins a statement, and is not a property."""
@@ -176,24 +253,24 @@ class _Module:
     def _next(self) -> str:
         return self._tokens[self._at].text if self._at < len(self._tokens) else ""
 
-    def _import(self) -> str:
+    def _import(self) -> str | _Import:
         if self._tokens[self._at].kind == "string":
             return self._from(is_bare=True)
-        names: list[str] = []
+        names: list[tuple[str, str]] = []
         whole = ""
         if self._next() == "*":
             self._take("*"), self._take("as")
             whole = self._take().text
         elif self._next() == "{":
-            names = [f"{name}: {local}" if name != local else name for name, local in self._list()]
+            names = self._list()
         else:
-            names = [f"default: {self._take().text}"]
+            names = [("default", self._take().text)]
             if self._next() == ",":
                 self._take(",")
-                names += [f"{name}: {local}" if name != local else name for name, local in self._list()]
+                names += self._list()
         own = self._from()
-        taken = whole or "{ " + ", ".join(names) + " }"
-        return f"const {taken} = {own};"
+        self.imported |= {(own, name, local) for name, local in names}
+        return _Import(own, names, whole)
 
     def _export(self) -> str:
         word = self._next()
@@ -204,7 +281,9 @@ class _Module:
                 self._take(";")
             for name, outside in listed:
                 inside = name if own is None else f"{own}.{name}"
-                self.exports.append(outside if inside == outside else f"{outside}: {inside}")
+                self.exports[outside] = outside if inside == outside else f"{outside}: {inside}"
+            if own is not None:
+                self._exports_of.add(own)
             return ""
         if word not in ("function", "class", "async", "const"):
             raise ValueError(f"`export {word}` cannot be joined")
@@ -212,7 +291,7 @@ class _Module:
         declared = self._tokens[at + (self._tokens[at].text == "*")]
         if declared.kind != "word" or (word == "const" and self._has_several(at)):
             raise ValueError("`export const` of several names cannot be joined")
-        self.exports.append(declared.text)
+        self.exports[declared.text] = declared.text
         return ""
 
     def _has_several(self, at: int) -> bool:

@@ -158,31 +158,8 @@ export class ChainView {
     }
   }
 
-  /** A copy of the view as plain JSON, the `data` of a `chain_snapshot` in its long form. @returns {Record<string, any>} */
-  toDict() {
-    const { times, tool_use: toolUse, ...rest } = this.fields;
-    return {
-      run_id: clean(this.runId),
-      chain_id: clean(this.chainId),
-      group_id: this.groupId,
-      source: clean(this.source),
-      messages: [...this.messages],
-      content: this.generation === null ? null : this.generation.text,
-      tool_calls: [...this.toolCalls.values()].map((call) => call.toDict()),
-      as_of: this.asOf,
-      prompt_length: this.conversation.promptLength,
-      messages_omitted: this.conversation.omitted,
-      content_omitted: this.generation === null ? 0 : this.generation.omitted,
-      reasoning: this.reasoning === null ? null : this.reasoning.text,
-      reasoning_omitted: this.reasoning === null ? 0 : this.reasoning.omitted,
-      ...rest,
-      times: Object.fromEntries(times),
-      tool_use: Object.fromEntries(toolUse),
-    };
-  }
-
   /**
-   * Read everything except the run, chain, group and source from the form of `toDict`.
+   * Read everything except the run, chain, group and source from the view as plain JSON (`ChainView.to_dict` of rollcast).
    * @param {Record<string, unknown>} value
    */
   restore(value) {

@@ -2,7 +2,7 @@
 //
 // Like a chain's view, they take any event and never throw, and their memory is bounded as there.
 
-import { clean, isObject, number, own, whole, word } from "./bounded.js";
+import { isObject, number, own, whole, word } from "./bounded.js";
 import { ChainView } from "./chain_view.js";
 import { countOf, errorOf, moment, objectOf, secondsOf, seqOf, small, textOf, words } from "./view_parts.js";
 
@@ -73,15 +73,6 @@ export class RunView {
     this.said = { meanReward: /** @type {number | null} */ (null), tokens: /** @type {number | null} */ (null) };
   }
 
-  /** How many chains are in each state; dropped chains count as ended. @returns {Record<string, number>} */
-  get byState() {
-    /** @type {Record<string, number>} */
-    const counts = {};
-    for (const view of this.chains.values()) counts[view.state] = (counts[view.state] ?? 0) + 1;
-    if (this.fields.omitted) counts.ended = (counts.ended ?? 0) + this.fields.omitted;
-    return counts;
-  }
-
   /** How many chains ended with `error`. */
   get failed() {
     let count = this.omittedTotals.failed;
@@ -107,18 +98,6 @@ export class RunView {
       count += 1;
     }
     return count ? number((this.omittedTotals.reward + sum) / count) : null;
-  }
-
-  /** A row about the run with counts of its chains, as plain JSON. @returns {Record<string, any>} */
-  toDict() {
-    return {
-      run_id: clean(this.runId),
-      ...this.fields,
-      by_state: this.byState,
-      failed: this.failed,
-      tokens: this.tokens,
-      mean_reward: this.meanReward,
-    };
   }
 
   /**

@@ -128,7 +128,7 @@ export function countUse(byTool, name, status, durationS) {
 /** A tool call whose end was not seen. */
 export class OpenCall {
   /**
-   * @param {Record<string, unknown>} value its fields, as `toDict` writes them or as an event has them
+   * @param {Record<string, unknown>} value its fields, as a view as plain JSON has them or as an event has them
    */
   constructor(value) {
     const [given, tooHeavy] = argumentsOf(value.arguments);
@@ -140,21 +140,6 @@ export class OpenCall {
     this.step = whole(value.step);
     this.startedAt = moment(value.started_at); // null if its start was not seen
     this.status = word(value.status); // of its final observation, null before that
-  }
-
-  /** @returns {Record<string, unknown>} */
-  toDict() {
-    return {
-      call_id: this.callId,
-      tool_name: this.toolName,
-      arguments: this.arguments,
-      arguments_omitted: this.argumentsOmitted,
-      observation: this.output.text,
-      omitted: this.output.omitted,
-      step: this.step,
-      started_at: this.startedAt,
-      status: this.status,
-    };
   }
 }
 
