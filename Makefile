@@ -141,7 +141,7 @@ $(VLLM_VENV)/.done: pyproject.toml constraints-vllm.txt
 test-vllm: $(VLLM_VENV)/.done
 	ROLLCAST_TEST_VLLM=1 $(VLLM_VENV)/bin/python -m pytest -W default tests/models/vllm
 
-# The quick tests without torch, on every interpreter that pyenv has and that Rollcast runs on.
+# The tests without torch, on every interpreter that pyenv has and that Rollcast runs on.
 INTERPRETERS ?= $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/3.1[1-9]*/bin/python)
 test-interpreters:
 	test -n '$(INTERPRETERS)' || { echo 'pyenv has no Python from 3.11 on; name some: make test-interpreters INTERPRETERS="python3.12 python3.13"' >&2; exit 1; }
@@ -150,7 +150,7 @@ test-interpreters:
 	  test -x $$venv/bin/python || $$python -m venv $$venv; \
 	  $$venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'; \
 	  $$venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[archive,metrics,openai,otel,proxy]' --group test; \
-	  $$venv/bin/python -m pytest -q -m 'not torch and not slow' tests; \
+	  $$venv/bin/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not torch' tests; \
 	done
 
 # What Rollcast adds to the environments of TRL, verl, verifiers and vLLM; HOSTS="trl" for one. Nothing is installed.

@@ -1,10 +1,14 @@
 """Waking other threads and event loops."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 from concurrent.futures import Future
 
-from rollcast.aio import call_in, fulfil, resolve, running_loop, wake
+import pytest
+
+from rollcast.aio import call_in, fulfil, resolve, run, running_loop, wake
 
 
 async def test_a_waiter_in_another_loop_goes_on():
@@ -41,3 +45,46 @@ async def test_what_is_done_stays_as_it_is():
     promise.cancel()
     fulfil(promise)
     assert promise.cancelled()
+
+
+ENDS_AT_EXIT = """
+import asyncio, atexit, threading
+from rollcast import aio
+
+async def main():
+    global loop, leave
+    loop, leave = asyncio.get_running_loop(), asyncio.Event()
+    await asyncio.to_thread(int)
+    began.set()
+    await leave.wait()
+
+def end():
+    loop.call_soon_threadsafe(leave.set)
+    thread.join()
+    print("ended", loop.is_closed())
+
+began = threading.Event()
+thread = threading.Thread(target=lambda: aio.run(main()), daemon=True)
+thread.start()
+began.wait()
+atexit.register(end)
+"""
+
+
+def test_a_loop_ends_quietly_while_the_interpreter_exits():
+    """It has had work done on a thread, and no thread can be started any more to end that one."""
+    done = subprocess.run([sys.executable, "-c", ENDS_AT_EXIT], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("ended True\n", "", 0)
+
+
+def test_a_loop_gives_what_its_coroutine_gives_and_raises_what_it_raises():
+    """As `asyncio.run` does."""
+
+    async def main(error):
+        if error:
+            raise RuntimeError("mine")
+        return 1
+
+    assert run(main(error=False)) == 1
+    with pytest.raises(RuntimeError, match="mine"):
+        run(main(error=True))

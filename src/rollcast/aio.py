@@ -1,14 +1,15 @@
-"""Waking other threads and event loops, and waiting for them."""
+"""Event loops: running one, waking those of other threads, and waiting for them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 import types
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Generator, Sequence
 from concurrent.futures import Future, InvalidStateError
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 __all__ = [
     "call_in",
@@ -16,6 +17,7 @@ __all__ = [
     "fulfil",
     "others_run",
     "resolve",
+    "run",
     "running_loop",
     "uncancel",
     "wait_for_all",
@@ -24,6 +26,27 @@ __all__ = [
     "wake",
     "why_left",
 ]
+
+
+_T = TypeVar("_T")
+
+
+def run(
+    main: Coroutine[Any, Any, _T], *, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+) -> _T:
+    """Do what `asyncio.run` does, also in a thread that still works while the interpreter exits.
+
+    A loop that has had work done on threads starts one more when it is closed, and from 3.12 on Python starts none at exit.
+    """
+    runner = asyncio.Runner(loop_factory=loop_factory)
+    try:
+        return runner.run(main)
+    finally:
+        try:
+            runner.close()
+        except RuntimeError:
+            if threading.main_thread().is_alive():  # this is not the exit, so something else is wrong
+                raise
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

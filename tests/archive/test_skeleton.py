@@ -15,11 +15,13 @@ from rollcast import StreamEvent, StreamEventType
 from rollcast.archive import Archive, ArchiveObserver, skeleton
 from rollcast.archive.line_log import LineLog
 from rollcast.archive.lines import rebuilt_index
+from rollcast.archive.run_rows import RunTally
 from rollcast.archive.segments import plain_index, read_index, segments_in, whole_lines
 from rollcast.archive.skeleton import Skeleton
 from rollcast.archive.usual_events import apply_usual
 from rollcast.records.codec import decode_unchecked, encode_lines
 from rollcast.stream import StreamingManager
+from rollcast.testing import capture_events
 
 T = StreamEventType
 CASES = sorted(Path(__file__).parent.parent.glob("records/view_cases/*.json"))
@@ -287,3 +289,41 @@ async def test_rows_of_a_growing_record_say_which_chains_are_lost(tmp_path):
             await asyncio.sleep(0.02)
     await manager.aclose()
     assert states() == {"a": "lost", "b": "lost"}
+
+
+async def _models_of(model, *called):
+    """The `model` of each chain's row, and of the run's: chains that call these, one after the other, in a run of `model`."""
+    manager, made, tally = StreamingManager(), Skeleton(), RunTally()
+    with capture_events(manager) as capture:
+        async with manager.run(model=model) as run:
+            for names in called:
+                with run.chain([{"role": "user", "content": "?"}]) as chain:
+                    for name in names:
+                        with chain.generation(model=name) as generation:
+                            generation.chunk("yes")
+    for position, event in enumerate(capture.events):
+        made.feed(event, position)
+        tally.event(event)
+    rows = [msgspec.to_builtins(row) for row in made.take_rows() if row.row == "end"]
+    for row in rows:
+        tally.chain(row)
+    (run_row,) = tally.rows(over=True)
+    return [row.get("model") for row in rows], run_row["model"]
+
+
+async def test_a_row_tells_the_model_if_the_run_does_not():
+    """As in a run of an attached client, which names its model with each call."""
+    assert await _models_of("", ["a"], ["b", "a"], ["c"]) == (["a", "a", "c"], "a, c")
+    assert await _models_of("", [None]) == ([None], "")
+
+
+async def test_models_that_are_not_the_runs_are_named_beside_it():
+    """Such as that of a judge."""
+    assert await _models_of("policy", [None, "policy"], ["judge"]) == ([None, "judge"], "policy, judge")
+
+
+async def test_of_many_models_a_few_are_named():
+    """A run's row stays small."""
+    rows, told = await _models_of("", *([f"m{n}"] for n in range(20)))
+    assert len(rows) == 20
+    assert told == "m0, m1, m2, m3, m4, m5, m6, m7, …"

@@ -6,7 +6,7 @@ import threading
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from rollcast.attaching.token_text import TextOfIds, TokenReader
+from rollcast.attaching.token_text import CopiedTokenReader, TextOfIds, TokenReader
 from rollcast.models.tiny.backend import CHECKPOINT
 
 TEXT = "What is 12 × 34? 🙂 Ünïcode, 漢字 <|im_end|>\n  indented\ttabs"
@@ -88,3 +88,32 @@ def test_another_kind_of_tokenizer_is_refused():
     """Whoever asks shows no text then."""
     with pytest.raises(AttributeError):
         TokenReader(object())
+
+
+@pytest.mark.parametrize("make", [byte_level, metaspace])
+def test_special_tokens_have_no_text_if_they_are_left_out(make):
+    """That is what a trainer gives its reward functions."""
+    tokenizer = make()
+    tokenizer.add_special_tokens(["<|im_end|>"])
+    reader, ids = TokenReader(tokenizer, special=False), tokenizer.encode(TEXT, add_special_tokens=False).ids
+    assert reader.text(ids) == tokenizer.decode(ids, skip_special_tokens=True)
+    assert "<|im_end|>" not in reader.text(ids)
+
+
+class InPython:
+    """A tokenizer of transformers that is written in Python, as far as it is used here: a character has two ids, 0 is special."""
+
+    def decode(self, ids, skip_special_tokens):
+        kept = [i for i in ids if i or not skip_special_tokens]
+        pairs = ["".join(chr(i) for i in kept[at : at + 2]) for at in range(0, len(kept), 2)]
+        return "".join(pair[0] if len(pair) == 2 else "\N{REPLACEMENT CHARACTER}" for pair in pairs)
+
+
+def test_a_tokenizer_that_is_written_in_python_is_read_by_a_copy():
+    """Its own methods let other threads run, who may change it."""
+    tokenizer = InPython()
+    stream = TextOfIds(CopiedTokenReader(tokenizer, special=False))
+    tokenizer.decode = None  # whatever happens to it
+    ids = [ord(letter) for letter in "aabbcc"]
+    assert [stream.feed([i]) for i in ids[:4]] == ["", "a", "", "b"]
+    assert stream.rest([*ids[4:], 0]) == "c"

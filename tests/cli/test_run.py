@@ -229,7 +229,7 @@ def test_a_second_ctrl_c_ends_a_run_whose_tool_blocks_the_event_loop(tmp_path):
             for said in ("it blocks", "it heard one"):
                 assert any(said in line for line in process.stdout)
                 process.send_signal(signal.SIGINT)
-            rest, _ = process.communicate(timeout=20)
+            rest, _ = process.communicate(timeout=60)
         finally:
             process.kill()
     assert process.returncode == 130

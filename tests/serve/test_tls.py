@@ -45,10 +45,10 @@ async def test_our_client_watches_by_wss(stage, say, read, authority, localhost_
     await client.aclose()
 
 
-async def test_foreign_clients_watch_by_wss(stage, say, authority, localhost_pair):
+async def test_foreign_clients_watch_by_wss(stage, say, strict_authority):
     """websockets' and aiohttp's; /healthz and /metrics by https."""
-    server = await serve_tls(stage, localhost_pair)
-    trusted = ssl.create_default_context(cafile=authority.cert)
+    server = await serve_tls(stage, strict_authority.certify("localhost"))
+    trusted = ssl.create_default_context(cafile=strict_authority.cert)
     https = server.url.replace("wss:", "https:")
     async with (
         connect(server.url, proxy=None, ssl=trusted) as one,

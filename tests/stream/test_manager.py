@@ -1,6 +1,7 @@
 """The manager: who gets what, when, and what happens when an observer misbehaves."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -239,6 +240,19 @@ async def test_a_slow_observer_gets_merged_chunks(until):
     assert [i for e in chunks for i in e.data["token_ids"]] == list(range(3000))
     assert manager.statistics()[0].merged == 3000 - len(chunks)
     assert manager.statistics()[0].dropped == 0
+
+
+async def test_a_queue_limit_that_is_set_later_does_not_grow():
+    """As one that is given at the beginning; one that nobody set grows with the chains."""
+    manager, growing = StreamingManager(), StreamingManager()
+    manager.queue_limit = 1 << 16
+    for each in (manager, growing):
+        async with each.run(chains=2000) as run:
+            with contextlib.ExitStack() as stack:
+                for _ in range(2000):
+                    stack.enter_context(run.chain([{"role": "user", "content": "?"}]))
+    assert manager.queue_limit == 1 << 16
+    assert growing.queue_limit > 8 << 20
 
 
 async def test_beyond_the_limit_one_gap_stands_for_what_was_dropped():

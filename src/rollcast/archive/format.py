@@ -367,6 +367,7 @@ class ChainRow(msgspec.Struct, kw_only=True, omit_defaults=True):
         split: `train` or `eval`, if its run says so.
         prompt_hash: see `prompt_hash`.
         policy_first, policy_last: versions of the weights at its start and in its last generation.
+        model: of its latest generation, if it is not its run's.
         steps, completion_tokens: as `chain_end` says.
         times: seconds in each state: waiting, generating, tool, scoring.
         stays: how often it was in each of them (`count`), and the `longest` stay in seconds; of stays that are over.
@@ -395,6 +396,7 @@ class ChainRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     reference: Any = None
     policy_first: int | None = None
     policy_last: int | None = None
+    model: str | None = None
     started_at: float | None = None
     ended_at: float | None = None
     duration_s: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ _TOLD = (
 )  # fmt: skip
 
 MAX_OUTCOMES = 40_000  # of chains in the rollouts of trainings, kept to summarize them; those of the earliest rollouts go first
+MAX_MODELS = 8  # of a run that are named
 SUMMARY_IDS = 4  # chains that are named in a summary
 
 
@@ -30,6 +32,7 @@ class _Counts:
         self.chains = self.open_chains = self.failed = self.completion_tokens = self.rewarded = 0
         self.reward_sum = 0.0
         self.started_at: float | None = None
+        self.models: dict[str, None] = {}  # that the chains named
         self.outcomes: list[Outcome] = []
         self.summarized = True  # whether `outcomes` has all of them
 
@@ -37,6 +40,9 @@ class _Counts:
         self.chains += 1
         self.open_chains += row.get("state") == "running"
         self.failed += row.get("finish_reason") == "error"
+        model = row.get("model")
+        if isinstance(model, str) and model and len(self.models) <= MAX_MODELS:
+            self.models[model] = None
         tokens, reward, started_at = (row.get(name) for name in ("completion_tokens", "reward", "started_at"))
         if isinstance(tokens, int):
             self.completion_tokens += tokens
@@ -89,6 +95,8 @@ class RunTally:
     def rows(self, *, over: bool) -> list[dict[str, Any]]:
         """A row for each run, the newest first. The finished rollout of a training step has a `summary` (`StepSummary`).
 
+        `model` is that of its `run_start`, then those that its chains named.
+
         Args:
             over: whether no further events come, so that a run without an end has lost it.
         """
@@ -101,6 +109,7 @@ class RunTally:
         row: dict[str, Any] = {"run_id": run_id} | {name: getattr(view, name) for name in _TOLD}
         if view.ended_at is None and view.status in ("unknown", "running"):
             row["status"] = "lost" if over else "running"
+        row["model"] = _models(view.model, counts.models)
         row["sources"] = {
             source: part.status or ("lost" if over else "running") for source, part in view.sources.items()
         }
@@ -116,3 +125,10 @@ class RunTally:
             "mean_reward": counts.reward_sum / counts.rewarded if counts.rewarded else view.mean_reward_said,
             "completion_tokens": counts.completion_tokens or view.completion_tokens_said or 0,
         }
+
+
+def _models(told: str | None, named: Iterable[str]) -> str | None:
+    """The models of a run in one text; None if none is known."""
+    models = list(dict.fromkeys([*([told] if told else []), *named]))
+    more = ["…"] if len(models) > MAX_MODELS else []
+    return ", ".join([*models[:MAX_MODELS], *more]) or told

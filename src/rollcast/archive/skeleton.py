@@ -45,6 +45,7 @@ class _OpenRun(msgspec.Struct):
     train_step: int | None = None
     split: str | None = None
     parent: str | None = None
+    model: str | None = None
     last_seq: int = -1
     leader: str | None = None
     ended: set[str] = set()  # its chains that have
@@ -146,6 +147,7 @@ class Skeleton:
             data = object_of(event.data)
             run.train_step, run.split = whole(data.get("train_step")), _text(data.get("split"))
             run.parent, run.leader = _text(data.get("parent_run_id")), leader_of(event)
+            run.model = _text(data.get("model"))
         elif kind is T.RUN_END:
             self._run_end(event, run)
         elif kind is T.TRAIN_STEP:
@@ -300,6 +302,7 @@ class Skeleton:
     def _sum_up(self, chain: _OpenChain, state: str) -> ChainRow:
         """What the chain's events add up to."""
         view = chain.view
+        run = self.runs.get(Lane(view.run_id, view.source), _NO_RUN)
         calls = failed = 0
         for use in view.tool_use.values():
             calls += use.calls
@@ -308,6 +311,7 @@ class Skeleton:
             "end",
             chain,
             state=state,
+            model=None if view.model == run.model else view.model,
             policy_last=view.policy_version,
             ended_at=view.ended_at,
             duration_s=view.duration_s,

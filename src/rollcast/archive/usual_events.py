@@ -4,7 +4,7 @@ A row says nothing about the conversation, and most events belong to a chain of 
 that `docs/events.md` lists. `apply_usual` takes such events and changes those fields of the view that a row is made of, exactly as
 `ChainView.apply` would. All others it leaves to `ChainView.apply`, on the same view.
 
-Fields that no row shows are not updated: `conversation`, `prompt_tokens`, `model`, `generations`, `first_token_s`, `tools`, the text that
+Fields that no row shows are not updated: `conversation`, `prompt_tokens`, `generations`, `first_token_s`, `tools`, the text that
 was generated, arguments.
 """
 
@@ -109,6 +109,7 @@ def _generation_start(view: ChainView, data: dict[str, Any], at: float, step: in
     version = data.get("policy_version")
     if version is not None and (version := whole(version)) is not None:
         view.policy_version = version
+    view.model = word(data.get("model")) or view.model
     view.enter("generating", at)
     return True
 

@@ -7,10 +7,11 @@ meet it half-way. It takes a few ids at a time, so that it holds the lock only b
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["TextOfIds", "TokenReader"]
+__all__ = ["CopiedTokenReader", "TextOfIds", "TokenReader"]
 
 _PIECE = 256  # ids that are decoded at once
 _HALF = "\N{REPLACEMENT CHARACTER}"  # stands at the end while bytes of a character are missing
@@ -21,22 +22,25 @@ class TokenReader:
 
     Args:
         tokenizer: the tokenizer.
+        special: whether special tokens have a text.
 
     Raises:
         AttributeError: it is of another kind.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, special: bool = True) -> None:
         inner = getattr(tokenizer, "_tokenizer", tokenizer)
         self._token = inner.id_to_token
         self._decoder = inner.decoder
+        added = {} if special else inner.get_added_tokens_decoder()
+        self._textless = frozenset(i for i, token in added.items() if token.special)
 
-    def tokens(self, ids: Sequence[int]) -> list[str]:
+    def tokens(self, ids: Sequence[int]) -> list[Any]:
         """The tokens as the vocabulary has them; ids that it lacks, as in a padded vocabulary, are left out."""
-        token = self._token
-        return [name for i in ids if (name := token(i)) is not None]
+        token, textless = self._token, self._textless
+        return [name for i in ids if i not in textless and (name := token(i)) is not None]
 
-    def joined(self, tokens: list[str]) -> str:
+    def joined(self, tokens: list[Any]) -> str:
         """The text of tokens."""
         if self._decoder is None:
             return " ".join(tokens)
@@ -44,10 +48,29 @@ class TokenReader:
         return text
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of a whole sequence, with its special tokens."""
-        stream = TextOfIds(self)
-        pieces = [stream.feed(ids[at : at + _PIECE]) for at in range(0, len(ids), _PIECE)]
-        return "".join(pieces) + stream.end()
+        """The text of a whole sequence."""
+        return TextOfIds(self).rest(ids)
+
+
+class CopiedTokenReader(TokenReader):
+    """Reads tokens of a tokenizer of `transformers` that is written in Python: it is copied, since its methods let other threads run.
+
+    Args:
+        tokenizer: the tokenizer. Nobody may use it while it is copied.
+        special: whether special tokens have a text.
+    """
+
+    def __init__(self, tokenizer: Any, *, special: bool = True) -> None:
+        self._copy = copy.deepcopy(tokenizer)
+        self._special = special
+
+    def tokens(self, ids: Sequence[int]) -> list[Any]:
+        """The ids themselves, which `joined` decodes."""
+        return list(ids)
+
+    def joined(self, tokens: list[Any]) -> str:
+        """See `TokenReader.joined`."""
+        return str(self._copy.decode(tokens, skip_special_tokens=not self._special))
 
 
 class TextOfIds:
@@ -60,7 +83,7 @@ class TextOfIds:
 
     def __init__(self, reader: TokenReader) -> None:
         self._reader = reader
-        self._tokens: list[str] = []  # the context, then what is not yet given out
+        self._tokens: list[Any] = []  # the context, then what is not yet given out
         self._shown = 0  # how many of them are context
 
     def feed(self, ids: Sequence[int]) -> str:
@@ -71,6 +94,11 @@ class TextOfIds:
     def end(self) -> str:
         """What is left, with U+FFFD for half a character."""
         return self._given_out(wait=False)
+
+    def rest(self, ids: Sequence[int]) -> str:
+        """The text of these ids and what is left, when no more come."""
+        pieces = [self.feed(ids[at : at + _PIECE]) for at in range(0, len(ids), _PIECE)]
+        return "".join(pieces) + self.end()
 
     def _given_out(self, *, wait: bool) -> str:
         tokens, shown = self._tokens, self._shown

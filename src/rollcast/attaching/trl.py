@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rollcast.attaching.attachment import Attachment
+from rollcast.attaching.token_text import CopiedTokenReader, TokenReader
 from rollcast.attaching.trl_hooks import TrainerHooks, has_tools, missing_in
 from rollcast.attaching.trl_ranks import SharedTraining
-from rollcast.attaching.trl_text import IdTexts
 from rollcast.attaching.trl_training import AboutTrainer, Training
 from rollcast.attaching.versions import note_version
 from rollcast.errors import InputError
@@ -69,7 +69,15 @@ def attach(
         _say_missing(type(trainer).__name__, missing)
     tokenizer = getattr(trainer, "_tokenizer", None) or trainer.processing_class
     training = Training(attachment, _about(trainer, name, tags), _shared(trainer))
-    TrainerHooks(trainer, attachment, training, IdTexts(tokenizer), tokens=tokens).install()
+    TrainerHooks(trainer, attachment, training, _reader_of(tokenizer), tokens=tokens).install()
+
+
+def _reader_of(tokenizer: Any) -> TokenReader:
+    """Reads the texts of ids without special tokens, as TRL makes them for reward functions."""
+    try:
+        return TokenReader(tokenizer, special=False)
+    except AttributeError:
+        return CopiedTokenReader(tokenizer, special=False)
 
 
 def _say_missing(trainer: str, missing: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rollcast.attaching.trl_text import IdTexts, TextStream
+from rollcast.attaching.token_text import TextOfIds, TokenReader
 from rollcast.attaching.trl_training import Training
 from rollcast.records import Message
 from rollcast.records.event import ChainFinishReason, RunStatus
@@ -79,7 +79,7 @@ class _Row:
     Attributes:
         chain: its writer.
         generation: the open generation.
-        texts: the texts of the open generation's tokens.
+        text: the text of the open generation's tokens.
         shown: the ids of the open generation that were shown.
         ids: the ids of all its turns and what came between them, after the first prompt.
         prompt: the ids of the first prompt.
@@ -92,7 +92,7 @@ class _Row:
 
     chain: ChainWriter
     generation: GenerationWriter | None = None
-    texts: TextStream | None = None
+    text: TextOfIds | None = None
     shown: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     prompt: list[int] = field(default_factory=list)
@@ -109,13 +109,13 @@ class Batch:
     Args:
         training: the training that it is part of.
         about: what is known of it.
-        texts: makes texts of ids.
+        reader: reads the ids as text.
     """
 
-    def __init__(self, training: Training, about: AboutBatch, texts: IdTexts) -> None:
+    def __init__(self, training: Training, about: AboutBatch, reader: TokenReader) -> None:
         self._training = training
         self._about = about
-        self._texts = texts
+        self._reader = reader
         self._run: RunWriter | None = None
         self._data: list[dict[str, Any]] = []
         self._rows: list[_Row] = []
@@ -211,7 +211,7 @@ class Batch:
             row.generation = row.chain.generation(
                 prompt_ids=new, prompt_tokens=len(ids), sampling=self._about.sampling, fresh=fresh
             ).start()
-            row.texts, row.shown, row.stopped, row.calls = self._texts.stream(), [], False, []
+            row.text, row.shown, row.stopped, row.calls = TextOfIds(self._reader), [], False, []
 
     def tokens(self, ids: Sequence[int]) -> None:
         """One more id for each row of the turn; what comes after the end of a row is padding."""
@@ -228,9 +228,11 @@ class Batch:
             self._show(row, token_id, None if logprobs is None else logprobs[i])
 
     def _show(self, row: _Row, token_id: int, logprob: float | None = None) -> None:
-        if row.generation is not None and row.texts is not None:
+        if row.generation is not None and row.text is not None:
             row.shown.append(token_id)
-            row.generation.chunk(row.texts.next(token_id), [token_id], None if logprob is None else [logprob])
+            row.generation.chunk(
+                row.text.feed([token_id]), [token_id], None if logprob is None else [logprob]
+            )
 
     def turn_ends(
         self, ids: Sequence[list[int]], logprobs: Sequence[Sequence[float | None]] | None, may_call: bool
@@ -251,17 +253,17 @@ class Batch:
 
     def _show_rest(self, row: _Row, completion: list[int], logprobs: Sequence[float | None] | None) -> None:
         """Show what was not shown while it was sampled: all of it, or half a character."""
-        if row.generation is None or row.texts is None:
+        if row.generation is None or row.text is None:
             return
         shown = row.shown
         if completion[: len(shown)] != shown:
             self._say_differs(row)
             row.generation.end("error")
             row.generation = row.chain.generation(prompt_tokens=row.generation.turn.prompt_tokens).start()
-            row.texts, shown = self._texts.stream(), []
+            row.text, shown = TextOfIds(self._reader), []
         new = completion[len(shown) :]
         known = None if logprobs is None else _numbers(logprobs[len(shown) :], len(new))
-        row.generation.chunk(row.texts.rest(completion), new or None, known)
+        row.generation.chunk(row.text.rest(new), new or None, known)
 
     def _say_differs(self, row: _Row) -> None:
         text = "the ids that were shown are not those that the trainer learns from; those follow"
@@ -269,7 +271,7 @@ class Batch:
         logger.warning("%s of %s: %s", row.chain.trajectory.chain_id, row.chain.run.run_id, text)
 
     def _close_turn(self, row: _Row, *, calls: bool = False) -> None:
-        generation, row.generation, row.texts = row.generation, None, None
+        generation, row.generation, row.text = row.generation, None, None
         if generation is not None:
             generation.end("tool_call" if calls else "stop" if row.ended else "length")
 
@@ -382,7 +384,7 @@ class Batch:
                 between = part
                 continue
             with row.chain.generation(prompt_ids=between, sampling=self._about.sampling) as generation:
-                generation.chunk(self._texts.of(part), part, _numbers(of_part, len(part)))
+                generation.chunk(self._reader.text(part), part, _numbers(of_part, len(part)))
                 generation.end("stop" if row.ended or number < len(parts) - 1 else "length")
             between = []
 

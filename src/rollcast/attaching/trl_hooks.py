@@ -14,8 +14,8 @@ from typing import Any
 import transformers
 
 from rollcast.attaching.attachment import Attachment
+from rollcast.attaching.token_text import TokenReader
 from rollcast.attaching.trl_batch import AboutBatch, Batch
-from rollcast.attaching.trl_text import IdTexts
 from rollcast.attaching.trl_tokens import streaming
 from rollcast.attaching.trl_tools import ToolLoop
 from rollcast.attaching.trl_training import Training
@@ -60,18 +60,18 @@ class TrainerHooks:
         trainer: the trainer.
         attachment: its attachment.
         training: what it is told.
-        texts: makes texts of ids.
+        reader: reads the ids as text.
         tokens: whether tokens are shown while they are sampled.
     """
 
     def __init__(
-        self, trainer: Any, attachment: Attachment, training: Training, texts: IdTexts, *, tokens: bool
+        self, trainer: Any, attachment: Attachment, training: Training, reader: TokenReader, *, tokens: bool
     ) -> None:
         self._trainer = trainer
         self._attachment = attachment
         self._watch = attachment.watch
         self._training = training
-        self._texts = texts
+        self._reader = reader
         self._tokens = tokens
         self._batch: Batch | None = None
         self._loop: ToolLoop | None = None
@@ -146,7 +146,7 @@ class TrainerHooks:
         batch: Batch | None = None
         with self._watch.guarded():
             inputs = _named(method, args, kwargs)["inputs"]
-            batch = self._batch = Batch(self._training, self._about_batch(len(inputs)), self._texts)
+            batch = self._batch = Batch(self._training, self._about_batch(len(inputs)), self._reader)
             self._loop, self._phase = None, "backend"
             self._watch.tell(batch.begin, [dict(row) for row in inputs])
         try:

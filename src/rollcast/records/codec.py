@@ -112,6 +112,13 @@ def _no_event(error: Exception) -> DecodeError:
     return DecodeError(f"this is not an event: {error}; expected one JSON object a line as in docs/events.md")
 
 
+def dedent_descriptions(definitions: dict[str, Any]) -> None:
+    """Dedent what a schema says of each type, in place: it is a docstring, which Python dedents itself from 3.13 on."""
+    for definition in definitions.values():
+        if "description" in definition:
+            definition["description"] = inspect.cleandoc(definition["description"])
+
+
 def json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of one event, generated from the types. `schema/event.schema.json` holds it."""
     (event_ref,), components = msgspec.json.schema_components([StreamEvent], ref_template="#/$defs/{name}")
@@ -126,9 +133,7 @@ def json_schema() -> dict[str, Any]:
         for event_type, ref in zip(PAYLOADS, payload_refs, strict=True)
     ]
     definitions: dict[str, Any] = {**components, **payloads}
-    for definition in definitions.values():
-        if "description" in definition:  # a docstring, which Python 3.13 dedents itself
-            definition["description"] = inspect.cleandoc(definition["description"])
+    dedent_descriptions(definitions)
     definitions["StreamEvent"].pop("additionalProperties")  # a later version may add fields: they are carried
     definitions["StreamEventType"]["enum"] = [t.value for t in StreamEventType]
     return {

@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from rollcast import lifetime
+from rollcast import aio, lifetime
 from rollcast.aio import call_in, fulfil
 from rollcast.archive.index import record_directory
 from rollcast.records import EventFilter
@@ -303,8 +303,7 @@ class HubProducer:
 
     def _run(self) -> None:
         try:
-            with asyncio.Runner(loop_factory=_Loop) as runner:
-                runner.run(self._main())
+            aio.run(self._main(), loop_factory=_Loop)
         except Exception:  # a fault of ours must not be silent, and the run goes on
             logger.exception("publishing to %s has ended, by a fault in Rollcast", self._dialer.url)
         finally:

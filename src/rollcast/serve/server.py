@@ -18,6 +18,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
+from rollcast import aio
 from rollcast.aio import call_in
 from rollcast.errors import InputError
 from rollcast.serve.access import is_loopback
@@ -266,7 +267,7 @@ class WebSocketStreamingServer:
             return self
         listening: Future[None] = Future()
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._live_on_thread(listening)), name="rollcast-server", daemon=True
+            target=lambda: aio.run(self._live_on_thread(listening)), name="rollcast-server", daemon=True
         )
         self._thread.start()
         try:

@@ -168,7 +168,7 @@ class Fanout:
     def __init__(
         self, *, queue_limit: int | None = None, drain_timeout: float = 5.0, source: str = ""
     ) -> None:
-        self.queue_limit = QUEUE_LIMIT if queue_limit is None else queue_limit
+        self._queue_limit = QUEUE_LIMIT if queue_limit is None else queue_limit
         self._limit_grows = queue_limit is None
         self.drain_timeout = drain_timeout
         self.source = source
@@ -271,10 +271,20 @@ class Fanout:
     def make_room_locked(self, chains: int) -> None:
         """Adjust to this many open chains: the starts or the ends of all of them must fit into a queue."""
         self.crowded = chains > CROWD
-        if self._limit_grows and chains * QUEUE_LIMIT_OF_A_CHAIN > self.queue_limit:
-            self.queue_limit = chains * QUEUE_LIMIT_OF_A_CHAIN
+        if self._limit_grows and chains * QUEUE_LIMIT_OF_A_CHAIN > self._queue_limit:
+            self._queue_limit = chains * QUEUE_LIMIT_OF_A_CHAIN
             for delivery in self._deliveries:
-                delivery.limit = max(delivery.limit, self.queue_limit)
+                delivery.limit = max(delivery.limit, self._queue_limit)
+
+    @property
+    def queue_limit(self) -> int:
+        """How many bytes one reader's waiting events may take. What is set counts for readers that are added later, and does not grow."""
+        return self._queue_limit
+
+    @queue_limit.setter
+    def queue_limit(self, limit: int) -> None:
+        self._queue_limit = limit
+        self._limit_grows = False
 
     @property
     def same_for_all_chains(self) -> bool:

@@ -21,6 +21,7 @@ import threading
 from concurrent.futures import Future
 from typing import Literal, Protocol
 
+from rollcast import aio
 from rollcast.aio import fulfil
 from rollcast.records import StreamEvent
 from rollcast.stream.calls import FAILURES_TO_DETACH, Calls
@@ -178,7 +179,7 @@ class Pump:
             if self.state != "idle" or not self.delivery.ended:
                 return
             shift = self._new_shift_locked()
-        asyncio.run(self._work_here(shift))
+        aio.run(self._work_here(shift))
 
     async def _work_here(self, shift: Shift) -> None:
         worker = shift.hire()

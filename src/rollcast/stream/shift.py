@@ -24,6 +24,7 @@ from concurrent.futures import Future
 from contextvars import Context
 from typing import Any, Literal, Protocol
 
+from rollcast import aio
 from rollcast.aio import call_in, follower, others_run, running_loop, uncancel
 from rollcast.stream.calls import Calls
 from rollcast.stream.delivery import Delivery
@@ -153,7 +154,7 @@ class Shift:
         _here.is_an_observers = True
         try:
             with contextlib.suppress(asyncio.CancelledError):
-                asyncio.run(self._work())
+                aio.run(self._work())
         finally:
             self._interrupted()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any, Protocol, Self
 
 import msgspec
@@ -118,12 +118,28 @@ class BodyWriter(msgspec.Struct):
 
     @classmethod
     def of(
-        cls, path: str, body: dict[str, Any], dialect: Dialect, model: str, request_id: str | None
+        cls,
+        path: str,
+        body: dict[str, Any],
+        dialect: Dialect,
+        models: Collection[str],
+        model: str,
+        request_id: str | None,
     ) -> Self:
-        """Read a request's body."""
+        """Read a request's body.
+
+        Args:
+            path: that was asked.
+            body: what was asked.
+            dialect: what the server takes and gives.
+            models: the names that it takes as a model.
+            model: the one that is meant if the body names none.
+            request_id: what the caller calls the request.
+        """
         chat = "chat" in path
         name = f"{'chatcmpl' if chat else 'cmpl'}-{request_id or 'served'}"
-        return cls(body, chat, model, name, dialect, _refusal(body, chat, dialect, model))
+        refused = _refusal(body, chat, dialect, models)
+        return cls(body, chat, body.get("model") or model, name, dialect, refused)
 
     @property
     def stream(self) -> bool:
@@ -312,8 +328,8 @@ class BodyWriter(msgspec.Struct):
         return choice
 
 
-def _refusal(body: dict[str, Any], chat: bool, dialect: Dialect, model: str) -> str | None:
-    if body.get("model") not in {model, None}:
+def _refusal(body: dict[str, Any], chat: bool, dialect: Dialect, models: Collection[str]) -> str | None:
+    if body.get("model") not in {*models, None}:
         return f"the model `{body['model']}` does not exist"
     if dialect == "sglang" and chat and body.get("stream") and body.get("return_token_ids"):
         return "return_token_ids is not supported with stream"

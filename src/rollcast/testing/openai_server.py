@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import msgspec
 
+from rollcast import aio
 from rollcast.errors import BackendError, InputError, MissingExtraError, PromptTooLongError
 from rollcast.models.backend import Backend, GenerationRequest, Sampling
 from rollcast.testing.openai_answers import Dialect, ServedAnswer, ServedCall
@@ -82,7 +83,7 @@ class OpenAIServer:
         reloads: how often its weights were replaced.
         weight_version: what it says is their version.
         healthy: whether `/health` answers 200; else 503.
-        adapters: further names that `/inference/v1/generate` takes as a model, and then names in its answer.
+        adapters: further names that it takes as a model, and then names in its answer; `/v1/models` does not list them.
 
     Raises:
         MissingExtraError: aiohttp is not installed.
@@ -286,10 +287,11 @@ class OpenAIServer:
     async def _generated(self, request: web.Request, received: ReceivedRequest) -> web.StreamResponse:
         name = request.headers.get("X-Request-Id")
         writer: Writer
+        models = {self.model} | self.adapters
         if request.path == _GENERATE:
-            writer = TokensWriter.of(received.json, {self.model} | self.adapters, self.model, name)
+            writer = TokensWriter.of(received.json, models, self.model, name)
         else:
-            writer = BodyWriter.of(request.path, received.json, self.dialect, self.model, name)
+            writer = BodyWriter.of(request.path, received.json, self.dialect, models, self.model, name)
         if writer.refused is not None:
             return _error(400, writer.refused)
         if isinstance(self._script, Backend):
@@ -418,7 +420,7 @@ class _OwnThread:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._serve())
+            aio.run(self._serve())
         except OSError as error:  # the port is in use
             self._started.set_exception(error)
 

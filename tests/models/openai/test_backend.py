@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import threading
 
 import pytest
 from tokenizers import Tokenizer
@@ -101,6 +100,23 @@ async def test_a_model_that_is_not_served_is_named(serve, connect):
     with pytest.raises(InputError, match="does not serve the model 'other'; it serves scripted"):
         await connect(server, "other")
     assert (await connect(server, "default")).model_name == "scripted"
+
+
+async def test_a_model_that_is_served_but_not_listed_is_asked_for_a_token(serve, connect):
+    """`transformers serve` lists what is in its cache, and loads any folder that it is asked for."""
+    server = await serve(probed(answer()))
+    server.adapters.add("folder")
+    backend = await connect(server, "folder")
+    assert backend.model_name == "folder"
+    assert [r.json["max_tokens"] for r in server.requests if r.path.endswith("chat/completions")] == [1]
+
+
+async def test_a_model_that_is_not_listed_and_fails_is_not_served(serve, connect):
+    """The server's own words are in the sentence."""
+    server = await serve(ServedAnswer(status=500, body=b'{"detail": "there is no such folder"}'))
+    server.adapters.add("folder")
+    with pytest.raises(InputError, match=r"asked for 'folder' it says: .*there is no such folder"):
+        await connect(server, "folder")
 
 
 async def test_a_server_that_is_not_there_is_said(connect):
@@ -370,10 +386,12 @@ async def test_tokens_carry_the_servers_version(serve, connect):
 async def test_closing_leaves_no_thread_and_later_requests_fail(serve, connect):
     """`close` ends the client's thread."""
     backend = await connect(await serve(probed(answer())))
+    thread = backend._engine._thread
+    assert thread.is_alive()
     await backend.close()
     with pytest.raises(BackendClosedError):
         await read(backend)
-    assert not [thread for thread in threading.enumerate() if thread.name == "rollcast-openai"]
+    assert not thread.is_alive()
 
 
 async def test_many_chains_run_at_once(serve, connect):

@@ -15,7 +15,7 @@ import msgspec
 
 from rollcast.errors import BackendError, InputError, RollcastError
 from rollcast.models.backend import Sampling
-from rollcast.models.openai.bodies import adapted, completion_body
+from rollcast.models.openai.bodies import adapted, chat_body, completion_body
 from rollcast.models.openai.client import ADAPTATIONS, Client, version_in
 from rollcast.models.openai.facts import Level, Logprobs, ServerFacts
 from rollcast.models.openai.trouble import NoSuchPathError, TroubleError
@@ -45,7 +45,7 @@ async def measured(client: Client, model: str | None, level: Level | None, wait_
         InputError: it does not serve the model, or does not have the level.
     """
     cards = await _cards(client, model, wait_s)
-    facts = ServerFacts(model) if cards is None and model else _named(cards or [], model, client.address.api)
+    facts = ServerFacts(model) if cards is None and model else await _named(client, cards or [], model)
     if level == "text":
         return facts
     found = await _sampled(client, facts)
@@ -88,8 +88,9 @@ async def _cards(client: Client, model: str | None, wait_s: float) -> list[dict[
     return [card for card in cards if isinstance(card, dict) and isinstance(card.get("id"), str)]
 
 
-def _named(cards: list[dict[str, Any]], model: str | None, where: str) -> ServerFacts:
-    names = [card["id"] for card in cards]
+async def _named(client: Client, cards: list[dict[str, Any]], model: str | None) -> ServerFacts:
+    """What the list says of the model."""
+    where, names = client.address.api, [card["id"] for card in cards]
     if model is None:
         bases = [card for card in cards if not card.get("parent")]  # not an adapter
         if len(bases) != 1:
@@ -100,14 +101,40 @@ def _named(cards: list[dict[str, Any]], model: str | None, where: str) -> Server
     else:
         found = [card for card in cards if model in {card["id"], card.get("root")}]
         if not found:
-            known = ", ".join(names[:8]) or "none"
-            raise InputError(f"{where} does not serve the model {model!r}; it serves {known}")
+            return await _unlisted(client, model, names)
         card = found[0]
     root, context = card.get("root"), card.get("max_model_len")
     return ServerFacts(
         card["id"],
         root if isinstance(root, str) else None,
         context if type(context) is int and context > 0 else None,
+    )
+
+
+async def _unlisted(client: Client, model: str, names: list[str]) -> ServerFacts:
+    """Ask a model that is not in the list for a token: `transformers serve` lists its cache, and loads any folder that it is asked for.
+
+    Raises:
+        InputError: it does not answer.
+    """
+    facts = ServerFacts(model)
+    sampling = Sampling(max_tokens=1, seed=1)
+    said = ""
+    for _ in range(ADAPTATIONS):
+        body = chat_body(facts, [{"role": "user", "content": "Hello"}], (), sampling)
+        try:
+            pieces = [piece async for piece in client.pieces("/chat/completions", body)]
+            said = next((piece.error for piece in pieces if piece.error is not None), "")
+            if not said:
+                return facts
+            break
+        except RollcastError as error:
+            said = str(error)
+            if not isinstance(error, InputError) or adapted(facts, body, said) is None:
+                break
+    raise InputError(
+        f"{client.address.api} does not serve the model {model!r}; it serves {', '.join(names[:8]) or 'none'}, and asked for "
+        f"{model!r} it says: {said}"
     )
 
 

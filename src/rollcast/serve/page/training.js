@@ -15,6 +15,7 @@ export function runRow(store, id) {
   /** @type {RunRow} */
   const merged = { ...row, run_id: id };
   for (const name of TOLD) merged[name] = fields[name] ?? row?.[name] ?? null;
+  merged.model = row?.model || fields.model || null; // the row also names those that its chains called
   merged.status = fields.status === "unknown" ? (row?.status ?? "running") : fields.status;
   if (fields.ended_at !== null) merged.mean_reward = store.views.runs.get(id)?.meanReward ?? row?.mean_reward ?? null;
   return merged;

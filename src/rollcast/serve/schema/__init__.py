@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import msgspec
 
+from rollcast.records.codec import dedent_descriptions
 from rollcast.records.codec import json_schema as event_schema
 from rollcast.serve.protocol import ClientFrame, ServerFrame
 
@@ -17,6 +18,7 @@ def frames_schema() -> dict[str, Any]:
     client, server = get_args(ClientFrame), get_args(ServerFrame)
     frames = list(dict.fromkeys((*client, *server)))
     references, components = msgspec.json.schema_components(frames, ref_template="#/$defs/{name}")
+    dedent_descriptions(components)
     by_frame = dict(zip(frames, references, strict=True))
     event = event_schema()
     assert components.keys() & event["$defs"].keys() <= {"StreamEvent", "StreamEventType"}

@@ -227,11 +227,11 @@ async def a_stop_string_ends_the_text(bench: Bench) -> None:
 
 
 def _stop_strings(got: Generated) -> list[str]:
-    """The text of one, two and three deltas, whole and without the characters at its ends."""
+    """The text of one, two and three deltas that others follow, whole and without the characters at its ends."""
     pieces = [delta.text for delta in got.deltas]
     found = []
     for count in (1, 2, 3):
-        places = [i for i in range(4, len(pieces) - count) if all(pieces[i : i + count])]
+        places = [i for i in range(4, len(pieces)) if all(pieces[i : i + count]) and any(pieces[i + count :])]
         if places:
             said = "".join(pieces[places[-1] : places[-1] + count])
             found += [said, said[1:-1]] if len(said) > 2 else [said]
