@@ -689,10 +689,8 @@ class GenerationWriter:
                 return
             offset = turn.chars
             turn.append(text, token_ids, logprobs, policy_version)
-            silence = self.silence
-            if (
-                silence is not None and silence.lasts
-            ):  # with many chains even a look at each one's route costs
+            silence = self.silence  # with many chains even a look at each one's route costs
+            if silence is not None and silence.lasts:
                 return
             run = self._run
             fanout = run.fanout
