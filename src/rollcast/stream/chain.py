@@ -170,6 +170,18 @@ def _checked_count(count: object, what: str) -> int | None:
     )
 
 
+def _chunk_data(
+    text: str, offset: int, token_ids: list[int] | None, logprobs: list[float] | None
+) -> dict[str, Any]:
+    """The data of a chunk's event, with lists of its own."""
+    data: dict[str, Any] = {"content": text, "offset": offset}
+    if token_ids is not None:
+        data["token_ids"] = [*token_ids]
+    if logprobs is not None:
+        data["logprobs"] = [*logprobs]
+    return data
+
+
 def _unequal(token_ids: list[int] | None, logprobs: list[float]) -> InputError:
     ids = len(token_ids or ())
     return InputError(
@@ -692,9 +704,8 @@ class GenerationWriter:
             silence = self.silence  # with many chains even a look at each one's route costs
             if silence is not None and silence.lasts:
                 return
-            run = self._run
+            run, targets = self._run, route.chunk
             fanout = run.fanout
-            targets = route.chunk
             if targets is None or route.version != fanout.version:
                 targets = route.targets_locked(CHUNK)
             if not targets:
@@ -703,22 +714,17 @@ class GenerationWriter:
             run.seq = seq = run.seq + 1
             place, depth, now = route.place, self.depth, time.time()
             size = chunk_size(text, token_ids)
-            data: Any
             if route.encoded:
                 kind: Any = EncodableChunk
                 token_ids, logprobs = packed(token_ids, int), packed(logprobs, float)
-                data = ChunkData(text, offset, token_ids, logprobs)
+                data: Any = ChunkData(text, offset, token_ids, logprobs)
             elif fanout.crowded:
                 ids, logs, shared = only_of(token_ids, int), only_of(logprobs, float), len(targets) > 1
                 waiting = WaitingChunk(place, text, offset, ids, logs, turn.step, depth, seq, now, shared)
                 fanout.publish_waiting_locked(waiting, targets, size)
                 return
             else:
-                kind, data = StreamEvent, {"content": text, "offset": offset}
-                if token_ids is not None:
-                    data["token_ids"] = [*token_ids]
-                if logprobs is not None:
-                    data["logprobs"] = [*logprobs]
+                kind, data = StreamEvent, _chunk_data(text, offset, token_ids, logprobs)
             event = kind(
                 CHUNK, place.chain_id, now, data, turn.step, depth, seq, place.run_id, place.group_id, place.source
             )  # fmt: skip
