@@ -167,6 +167,19 @@ def test_of_a_chain_with_events_made_by_hand_it_is_given_every_event(manager):
     assert asks.asked.at_the_end(run.run_id, "chain_0") is None
 
 
+def test_events_made_by_hand_in_the_middle_of_a_generation_bring_its_next_token(manager):
+    """Until then nobody wanted it, and the generation had not looked again."""
+    asks = reader(manager, asks=True)
+    with manager.run() as run, run.chain([]) as chain, chain.generation() as generation:
+        generation.chunk("one", [1], [-0.1])
+        generation.chunk("two", [2], [-0.2])
+        taken(asks)
+        by_hand = StreamEvent.now(T.ERROR, "chain_0", error="odd", error_type="", where="agent")
+        manager.emit(msgspec.structs.replace(by_hand, run_id=run.run_id))
+        generation.chunk("three", [3], [-0.3])
+        assert types_of(taken(asks)) == [T.CHAIN_SNAPSHOT, T.ERROR, T.LLM_GENERATION_CHUNK]
+
+
 def told(view):
     """What does not depend on the microsecond."""
     names = (

@@ -100,6 +100,40 @@ async def test_tokens_stop_when_their_watcher_leaves():
     await manager.aclose()
 
 
+@pytest.mark.parametrize("chains", [2, 300])
+async def test_a_watcher_that_comes_in_the_middle_of_a_generation_gets_its_next_token(chains):
+    """Chains whose tokens nobody wants share one silence, which ends when any filter changes."""
+    manager, watcher = StreamingManager(), Collect(EventFilter(types=[END]))
+    manager.add_observer(watcher)
+    async with manager.run(chains=chains) as run:
+        generations = [run.chain().start().generation().start() for _ in range(chains)]
+        for generation in generations:
+            generation.chunk("a", [0], [-0.5])
+        (silence,) = {generation.silence for generation in generations}
+        assert silence.lasts
+        watcher.filter = EventFilter(chains="chain_1", types=[CHUNK])
+        manager.refresh(watcher)
+        assert not silence.lasts
+        for word in ("b", "c"):
+            for generation in generations:
+                generation.chunk(word, [1], [-0.5])
+        assert [generation.silence is manager.fanout.silence for generation in generations[:2]] == [
+            True,
+            False,
+        ]
+        watcher.filter = EventFilter(chains="chain_0", types=[CHUNK])
+        manager.refresh(watcher)
+        for generation in generations:
+            generation.chunk("d", [2], [-0.5])
+            generation.chain.end("answered")
+    assert [(e.chain_id, e.data["content"], e.data["offset"]) for e in watcher.of(CHUNK)] == [
+        ("chain_1", "b", 1),
+        ("chain_1", "c", 2),
+        ("chain_0", "d", 3),
+    ]
+    await manager.aclose()
+
+
 class Chain:
     def __init__(self, run):
         self.chain = run.chain()

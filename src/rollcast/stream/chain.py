@@ -41,7 +41,7 @@ from rollcast.records.jsonable import (
     shown_arguments,
 )
 from rollcast.stream.asked import TOLD_ANYWAY, ChainSoFar
-from rollcast.stream.fanout import Fanout, Route, Targets
+from rollcast.stream.fanout import Fanout, Route, Silence, Targets
 from rollcast.stream.notes import ChainNotes
 from rollcast.stream.queue import Control, EventQueue, chunk_size
 from rollcast.stream.waiting import ChunkData, EncodableChunk, WaitingChunk, only_of, packed
@@ -168,6 +168,18 @@ def _checked_count(count: object, what: str) -> int | None:
     raise InputError(
         f"{what} is {class_name_of(count) if type(number) is not int else number}; expected a whole number from 0 upward"
     )
+
+
+def _chunk_data(
+    text: str, offset: int, token_ids: list[int] | None, logprobs: list[float] | None
+) -> dict[str, Any]:
+    """The data of a chunk's event, with lists of its own."""
+    data: dict[str, Any] = {"content": text, "offset": offset}
+    if token_ids is not None:
+        data["token_ids"] = [*token_ids]
+    if logprobs is not None:
+        data["logprobs"] = [*logprobs]
+    return data
 
 
 def _unequal(token_ids: list[int] | None, logprobs: list[float]) -> InputError:
@@ -541,6 +553,8 @@ class ChainWriter:
         if self.route is None or not self.route.asked:
             return
         self.route.tell_all()
+        if self.generation_open is not None:
+            self.generation_open.silence = None
         for asking in self.run.fanout.asking:
             asking.told_locked(self)
         self.run.fanout.snapshot_for_askers_locked(self.snapshot())
@@ -593,6 +607,7 @@ class GenerationWriter:
         "gives_way",
         "lock",
         "route",
+        "silence",
         "turn",
     )
 
@@ -603,6 +618,7 @@ class GenerationWriter:
         self._run = chain.run
         self.turn = turn
         self.route = chain.route
+        self.silence: Silence | None = None  # while it lasts, nobody wants this chain's tokens
         self.lock = chain.lock
         self._sampling = sampling
         self._version = version
@@ -678,43 +694,42 @@ class GenerationWriter:
             return
         if logprobs and len(logprobs) != len(token_ids or ()):
             raise _unequal(token_ids, logprobs)
-        run = self._run
-        fanout = run.fanout
-        lock = fanout.lock
+        lock: Any = self.lock  # the manager's
         lock.acquire()  # half of what `with` costs
         try:
             if turn.finish_reason is not None:
                 return
             offset = turn.chars
             turn.append(text, token_ids, logprobs, policy_version)
-            targets = route.chunk
+            silence = self.silence  # with many chains even a look at each one's route costs
+            if silence is not None and silence.lasts:
+                return
+            run, targets = self._run, route.chunk
+            fanout = run.fanout
             if targets is None or route.version != fanout.version:
                 targets = route.targets_locked(CHUNK)
-            if targets:
-                run.seq = seq = run.seq + 1
-                place, depth, now = route.place, self.depth, time.time()
-                size = chunk_size(text, token_ids)
-                data: Any
-                if route.encoded:
-                    kind: Any = EncodableChunk
-                    token_ids, logprobs = packed(token_ids, int), packed(logprobs, float)
-                    data = ChunkData(text, offset, token_ids, logprobs)
-                elif fanout.crowded:
-                    ids, logs, shared = only_of(token_ids, int), only_of(logprobs, float), len(targets) > 1
-                    waiting = WaitingChunk(place, text, offset, ids, logs, turn.step, depth, seq, now, shared)
-                    fanout.publish_waiting_locked(waiting, targets, size)
-                    return
-                else:
-                    kind, data = StreamEvent, {"content": text, "offset": offset}
-                    if token_ids is not None:
-                        data["token_ids"] = [*token_ids]
-                    if logprobs is not None:
-                        data["logprobs"] = [*logprobs]
-                event = kind(
-                    CHUNK, place.chain_id, now, data, turn.step, depth, seq, place.run_id, place.group_id, place.source
-                )  # fmt: skip
-                fanout.chunks += 1
-                EventQueue.put_in_each(targets, event, size)
+            if not targets:
+                self.silence = fanout.silence
+                return
+            run.seq = seq = run.seq + 1
+            place, depth, now = route.place, self.depth, time.time()
+            size = chunk_size(text, token_ids)
+            if route.encoded:
+                kind: Any = EncodableChunk
+                token_ids, logprobs = packed(token_ids, int), packed(logprobs, float)
+                data: Any = ChunkData(text, offset, token_ids, logprobs)
+            elif fanout.crowded:
+                ids, logs, shared = only_of(token_ids, int), only_of(logprobs, float), len(targets) > 1
+                waiting = WaitingChunk(place, text, offset, ids, logs, turn.step, depth, seq, now, shared)
+                fanout.publish_waiting_locked(waiting, targets, size)
+                return
+            else:
+                kind, data = StreamEvent, _chunk_data(text, offset, token_ids, logprobs)
+            event = kind(
+                CHUNK, place.chain_id, now, data, turn.step, depth, seq, place.run_id, place.group_id, place.source
+            )  # fmt: skip
+            fanout.chunks += 1
+            EventQueue.put_in_each(targets, event, size)
         finally:
             lock.release()
 

@@ -25,7 +25,7 @@ from rollcast.stream.own_filter import OwnFilter
 from rollcast.stream.queue import Control, EventQueue
 from rollcast.stream.waiting import Event, Place, WaitingChunk
 
-__all__ = ["Cut", "Fanout", "OpenPart", "OpenRun", "Route", "Targets"]
+__all__ = ["Cut", "Fanout", "OpenPart", "OpenRun", "Route", "Silence", "Targets"]
 
 logger = logging.getLogger("rollcast.stream")
 
@@ -124,6 +124,19 @@ class Cut(NamedTuple):
     arrived: Future[None] | None
 
 
+class Silence:
+    """What all chains share whose tokens nobody wants, until any filter changes.
+
+    Attributes:
+        lasts: whether no filter has changed since. The lock is held.
+    """
+
+    __slots__ = ("lasts",)
+
+    def __init__(self) -> None:
+        self.lasts = True
+
+
 class Fanout:
     """The deliveries of one manager.
 
@@ -139,6 +152,7 @@ class Fanout:
     Attributes:
         lock: guards everything here, the deliveries, and what the writers of live runs write.
         version: rises whenever a delivery is added, is removed or changes its filter.
+        silence: of this version; a chain that has it need not look whether somebody wants its tokens.
         crowded: whether so many chains are open that tokens wait as `WaitingChunk`.
         runs: the open runs, by id.
         congested: the lossless deliveries that are full, which the producers wait for.
@@ -160,6 +174,7 @@ class Fanout:
         self.source = source
         self.lock = threading.RLock()
         self.version = 0
+        self.silence = Silence()
         self.crowded = False
         self.runs: dict[str, OpenRun] = {}
         self.emitted = dict.fromkeys(StreamEventType, 0)
@@ -245,6 +260,8 @@ class Fanout:
 
     def _changed_locked(self) -> None:
         self.version += 1
+        self.silence.lasts = False
+        self.silence = Silence()
         self._targets.clear()
         self.asking = tuple([d.asked for d in self._deliveries if d.asked is not None])
         parts = [part for delivery in self._deliveries for part in delivery.filter.alternatives]
