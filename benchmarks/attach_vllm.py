@@ -2,7 +2,7 @@
 
 It needs the environment of `make test-vllm`. An `LLM` and its engine are in one process here, whose CPU time with all threads is compared:
 alone, attached but neither recorded nor watched, recorded, and with every token given to an observer. The model is that of
-`bench-vllm`, so small that the code around it matters most: for a model of a real size the ratios are nearer to 1.
+`bench-vllm`, so small that the code around it matters most; with `--large` it is of about the size that two cores can train.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ def main() -> None:
     """Print the figures with their intervals."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--large", action="store_true", help="a model of seven layers that are 512 wide")
     options = parser.parse_args()
     here = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -94,10 +95,14 @@ def main() -> None:
     about = about_machine()
     print(
         f"{about['cpu']}, {about['cores']} cores; load {about['load']}; {CHAINS} requests of {TOKENS} tokens"
+        + (", large model" if options.large else "")
     )
     print(f"plugin without a hub, CPU ms: {start.value:.3f} [{start.low:.3f}, {start.high:.3f}], target <= 1")
     with tempfile.TemporaryDirectory() as folder:
-        llm = LLM(make_model(Path(folder)), dtype="float32", enforce_eager=True, max_num_seqs=32, seed=0)
+        llm = LLM(
+            make_model(Path(folder), large=options.large),
+            dtype="float32", enforce_eager=True, max_num_seqs=32, seed=0,
+        )  # fmt: skip
         trials: dict[str, Callable[[], float]] = {way: partial(cpu_of, llm, way) for way in WAYS}
         results = paired(trials, options.rounds)
     for way in WAYS:

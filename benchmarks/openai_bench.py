@@ -66,6 +66,7 @@ def main() -> None:
     """Print both, and the ratio with its interval."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--large", action="store_true", help="a model of seven layers that are 512 wide")
     options = parser.parse_args()
     sys.path.append(str(Path(__file__).parent.parent / "tests"))
     from rollcast import BaseAgent
@@ -74,7 +75,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = make_model(folder / "model")
+        model = make_model(folder / "model", large=options.large)
         server = VLLMServer(Path(model), folder / "server.log", "--max-num-seqs", "32").start()
         try:
             backend: Any = OpenAIBackend(model, base_url=server.url)
@@ -91,6 +92,7 @@ def main() -> None:
         about = about_machine()
         print(
             f"{about['cpu']}, {about['cores']} cores; load {about['load']}; {CHAINS} chains of {TOKENS} tokens"
+            + (", large model" if options.large else "")
         )
         for at, unit in enumerate(
             ("tokens/s", "tokens per CPU second of client and server", "CPU µs a token in the client")

@@ -25,8 +25,13 @@ MESSAGES = [{"role": "user", "content": "What is 347 * 28 + 9?"}]
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "TORCH_COMPILE_DISABLE": "1"}
 
 
-def make_model(folder: Path) -> str:
-    """A random Qwen3 of a few layers, with the tokenizer of the embedded model."""
+def make_model(folder: Path, *, large: bool = False) -> str:
+    """A random Qwen3 with the tokenizer of the embedded model.
+
+    Args:
+        folder: where it is saved.
+        large: seven layers that are 512 wide, about what two cores can train, instead of four that are 256 wide.
+    """
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -35,11 +40,11 @@ def make_model(folder: Path) -> str:
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=json.loads((CHECKPOINT / "config.json").read_text())["vocab_size"],
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        hidden_size=512 if large else 256,
+        intermediate_size=1536 if large else 512,
+        num_hidden_layers=7 if large else 4,
+        num_attention_heads=8 if large else 4,
+        num_key_value_heads=8 if large else 2,
         head_dim=64,
         max_position_embeddings=1024,
         tie_word_embeddings=False,

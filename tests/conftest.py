@@ -5,14 +5,14 @@ import logging
 import os
 import shutil
 import signal
-import sys
 import tempfile
-import threading
 from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
+
+from leftovers import Running, end_what_a_process_ends
 
 # Tests talk to nobody but themselves. TRL's trainers would report their use from a thread that goes on after its test.
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -124,29 +124,15 @@ def blocking_calls_fail():
 
 @pytest.fixture(autouse=True)
 def nothing_left_running():
-    """No test leaves an observer's or a tool's thread behind that still works on something, or anything attached."""
+    """A test that leaves a thread of ours or a process behind fails, and not one that comes later and finds it."""
+    before = Running()
     yield
-    detach_everything()
-    for thread in threading.enumerate():
-        if thread.name.startswith("rollcast-observer-"):
-            thread.join(timeout=10)
-            assert not thread.is_alive(), f"{thread.name} was left running"
+    end_what_a_process_ends()
+    left = before.left()
+    assert not left, "this test leaves running:\n" + "\n".join(left)
 
 
-def detach_everything():
-    """Detach what a test attached; the next one has a shared manager, and a record, of its own."""
-    process = sys.modules.get("rollcast.attaching.process")
-    if process is None or not process.all_outlets():
-        return
-    from rollcast.attaching.front import detach_all
-
-    detach_all(timeout=10.0)
-    if process._shared is not None:
-        process._shared.manager.close()
-        process._shared = None
-
-
-async def until(condition, timeout=10.0):
+async def until(condition, timeout=60.0):
     """Wait for a state, not for a duration."""
     async with asyncio.timeout(timeout):
         while not condition():

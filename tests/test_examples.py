@@ -189,7 +189,7 @@ def run_example(path, tmp_path, base_url):
         [sys.executable, path],
         capture_output=True,
         encoding="utf-8",
-        timeout=110,
+        timeout=500,
         cwd=tmp_path,
         env=environment,
         check=False,

@@ -8,6 +8,7 @@ import shutil
 import msgspec
 import pytest
 
+from growing_records import copy_while_written
 from rollcast import StreamEventType
 from rollcast.archive import format as fmt
 from rollcast.archive.line_log import LineLog
@@ -38,7 +39,7 @@ async def crashed(stage, talk, say, tmp_path):
                 generation.chunk("thought")
                 await stage.recorded()
                 await asyncio.to_thread(stage.observer._recorder.beat)
-                await asyncio.to_thread(shutil.copytree, stage.path, copy)
+                await asyncio.to_thread(copy_while_written, stage.path, copy)
     die(copy)
     return copy
 

@@ -45,7 +45,7 @@ class Program:
 
     def run(self, code, *options, **environ):
         process = self.start(code, *options, **environ)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         return process.returncode, out, err
 
     def recorded(self):
@@ -90,7 +90,7 @@ def test_ctrl_c(program):
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == -signal.SIGINT
     assert "KeyboardInterrupt\nrecorded: " in err
     assert program.recorded()[0].facts.status == "cancelled"
@@ -131,7 +131,7 @@ def test_sigterm_leaves_what_was_written(program):
         assert time.monotonic() < give_up
         time.sleep(0.01)
     process.terminate()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (-signal.SIGTERM, "")
     (entry,) = list_records(program.records)
     assert entry.state == "crashed"
@@ -154,7 +154,7 @@ def test_sigterm_with_a_handler_leaves_a_whole_record(program):
     )
     assert process.stdout.readline() == "ready\n"
     process.terminate()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 143
     assert err.startswith("recorded: ")
     entry, chains = program.recorded()

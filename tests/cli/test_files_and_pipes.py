@@ -168,7 +168,7 @@ def redirected(*args, to, cwd, **options):
     """As a shell runs `rollcast … TO`."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": ENV} | options
     command = ["sh", "-c", f'exec "$0" -m rollcast "$@" {to}', sys.executable, *map(str, args)]
-    return subprocess.run(command, text=True, timeout=100, cwd=cwd, check=False, **options)
+    return subprocess.run(command, text=True, timeout=500, cwd=cwd, check=False, **options)
 
 
 @pytest.mark.parametrize("command", [RUN, TRAIN], ids=["run", "train"])
@@ -225,7 +225,7 @@ def test_a_named_pipe_whose_reader_left_does_not_hold_the_program(tmp_path):
     with subprocess.Popen(command, **pipes, cwd=tmp_path, env=ENV) as process:
         with (tmp_path / "pipe").open() as reader:
             assert decode(reader.readline()).event_type == "run_start"
-        out, errors = process.communicate(timeout=100)
+        out, errors = process.communicate(timeout=500)
     assert process.returncode == 0
     assert "events could not be written: Broken pipe" in out
     assert len(errors.splitlines()) == 1
@@ -239,7 +239,7 @@ def test_a_job_in_the_background_is_not_ended_by_the_ctrl_c_of_another(tmp_path)
         assert any("chain_" in line for line in process.stdout)
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM
 
 
@@ -257,7 +257,7 @@ def test_a_pipe_that_does_not_wait_gets_every_line(tmp_path, unbuffered):
         os.close(writing)
         with os.fdopen(reading, "rb") as reader:
             events = [decode(line) for line in reader]
-        _, errors = process.communicate(timeout=100)
+        _, errors = process.communicate(timeout=500)
     assert process.returncode == 0
     assert b"not complete" not in errors
     check_events(events)

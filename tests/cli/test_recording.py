@@ -38,7 +38,7 @@ def command(*args):
 
 def rollcast(*args, cwd, **env):
     return subprocess.run(
-        command(*args), cwd=cwd, env=ENV | env, capture_output=True, text=True, timeout=100, check=False
+        command(*args), cwd=cwd, env=ENV | env, capture_output=True, text=True, timeout=500, check=False
     )
 
 
@@ -290,7 +290,7 @@ def test_a_signal_ends_the_record_as_cancelled(tmp_path, base, number):
     with started(tmp_path, *base) as process:
         path = begun(process, tmp_path)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     assert process.returncode == 128 + number
     archive = Archive.open(path)
     assert (archive.state, archive.facts.status) == ("ended", "cancelled")
@@ -340,7 +340,7 @@ def test_a_closed_terminal_ends_the_record_as_cancelled(tmp_path, base):
         for _ in range(2):
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGHUP)
-        assert process.wait(timeout=60) == 128 + signal.SIGHUP
+        assert process.wait(timeout=300) == 128 + signal.SIGHUP
     archive = Archive.open(path)
     assert (archive.state, archive.facts.status) == ("ended", "cancelled")
 
@@ -354,7 +354,7 @@ def test_what_runs_under_nohup_goes_on_when_the_terminal_is_closed(tmp_path):
         path = begun(process, tmp_path)
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+        assert process.wait(timeout=300) == 128 + signal.SIGTERM
     assert Archive.open(path).facts.status == "cancelled"
 
 
@@ -391,7 +391,7 @@ def test_a_second_ctrl_c_leaves_a_record_too(tmp_path):
         for said in ("it blocks", "it heard one"):
             assert any(said in line for line in process.stdout)
             process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     archive = the_record(tmp_path)
     assert (archive.state, archive.facts.status, archive.facts.name) == ("ended", "cancelled", "mine")
@@ -414,7 +414,7 @@ def test_a_folder_that_is_deleted_meanwhile_is_one_warning(tmp_path):
     with started(tmp_path, *RUN, "--pace", "8") as process:
         path = begun(process, tmp_path)
         shutil.rmtree(path)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     assert process.returncode == 0
     warning, last = errors.splitlines()
     assert "was moved or deleted while it was written; it is begun anew" in warning

@@ -229,7 +229,7 @@ def test_a_second_ctrl_c_ends_a_run_whose_tool_blocks_the_event_loop(tmp_path):
             for said in ("it blocks", "it heard one"):
                 assert any(said in line for line in process.stdout)
                 process.send_signal(signal.SIGINT)
-            rest, _ = process.communicate(timeout=20)
+            rest, _ = process.communicate(timeout=300)
         finally:
             process.kill()
     assert process.returncode == 130
@@ -274,7 +274,6 @@ def test_rows_with_a_byte_order_mark_and_long_questions(tmp_path):
 
 
 @pytest.mark.torch
-@pytest.mark.timeout(400)
 def test_a_model_of_ones_own(tmp_path):
     """`--model` with `--backend` and its options; the embedded checkpoint is a Hugging Face folder too."""
     folder = Path(rollcast_package.__file__).parent / "models/tiny/checkpoint"

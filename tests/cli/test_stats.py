@@ -1,12 +1,11 @@
 """`rollcast stats`: the figures of a recorded run."""
 
 import json
-import shutil
-import time
 
 import pytest
 from click.testing import CliRunner
 
+from growing_records import copy_while_written
 from rollcast import StreamingManager
 from rollcast.archive import ArchiveObserver
 from rollcast.cli.app import app
@@ -171,7 +170,9 @@ def test_a_training_step_tells_ends_tools_and_metrics(tmp_path):
 def test_what_chains_without_an_end_did_is_counted(tmp_path):
     """Their rows have no calls and no tokens; their events do. One that is killed in the midst leaves the same."""
     manager = StreamingManager()
-    manager.add_observer(ArchiveObserver(tmp_path / "r", name="sums", masker=False))
+    observer = ArchiveObserver(tmp_path / "r", name="sums", masker=False)
+    manager.add_observer(observer)
+    copy = tmp_path / "killed"
     with manager.run(chains=2) as run:
         chain_of(run, 0)
         unended = run.chain([{"role": "user", "content": "q"}], group_id="group_0").start()
@@ -180,20 +181,8 @@ def test_what_chains_without_an_end_did_is_counted(tmp_path):
         with unended.tool_call("look", {"at": 1}) as call:
             call.observation("nothing", status="error")
         manager.drain_sync()
-        copy = tmp_path / "killed"
-        for _ in range(600):  # until the writer has written it
-            shutil.rmtree(copy, ignore_errors=True)
-            try:
-                shutil.copytree(tmp_path / "r", copy / "r", ignore=shutil.ignore_patterns("*.tmp"))
-            except shutil.Error:
-                continue  # a file was renamed meanwhile
-            if (
-                (copy / "r" / "run.json").exists()
-                and figures(copy)["open_tokens"]
-                and figures(copy)["chains"] == 2
-            ):
-                break
-            time.sleep(0.05)
+        observer._worker.flush().result(60)  # all that was emitted until now is written
+        copy_while_written(tmp_path / "r", copy / "r")
     manager.close()
     facts = json.loads((copy / "r" / "run.json").read_text())
     (copy / "r" / "run.json").write_text(json.dumps(facts | {"status": "crashed"}))

@@ -56,7 +56,6 @@ async def publishing(tmp_path):
     for manager, observer in made:
         await manager.aclose()
         await asyncio.to_thread(observer.producer.finish)
-    producer_module._producers.clear()
 
 
 async def wants(manager, run, chain_id):

@@ -156,10 +156,10 @@ def _plain_environment(monkeypatch):
 
 @pytest.fixture
 def eventually():
-    """Wait until a condition holds; fails after ten seconds."""
+    """Wait until a condition holds; fails after a minute."""
 
     async def wait(condition):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.005)
 

@@ -17,8 +17,8 @@ def read(path):
 
 
 def states(condition):
-    """Wait until it holds, with no event loop running; fails after ten seconds."""
-    until = time.monotonic() + 10
+    """Wait until it holds, with no event loop running; fails after a minute."""
+    until = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.005)

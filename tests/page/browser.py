@@ -16,7 +16,7 @@ CHROMIUM = shutil.which("chromium")
 HERE = Path(__file__).parent
 PAGE = HERE.parent.parent / "src" / "rollcast" / "serve" / "page"
 AXE = HERE / "vendor" / "axe.min.js"
-WAIT_MS = 20_000
+WAIT_MS = 120_000
 
 needs_chromium = [
     pytest.mark.skipif(sync_playwright is None, reason="needs Playwright (pip install playwright)"),

@@ -136,7 +136,7 @@ function noted() {
   const line = {
     subscribe: say("subscribe"), replay: say("replay"), speed: say("speed"), update: say("update"), unsubscribe: say("unsubscribe"), stop: say("stop"),
     ask: (query) => (said.push(["ask", query]), `q-${said.length}`),
-    session: { subscriptions: new Map(), now: () => 1, features: ["replay_at", "record"] },
+    session: { subscriptions: new Map(), now: () => 1, features: ["replay_at", "record"], state: { word: "connected" } },
   }; // prettier-ignore
   return { said, line };
 }

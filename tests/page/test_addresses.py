@@ -8,7 +8,7 @@ import pytest
 from page import hard_cases
 from page.browser import needs_chromium, see, until
 
-pytestmark = [*needs_chromium, pytest.mark.timeout(180)]
+pytestmark = needs_chromium
 
 
 def hash_of(page):

@@ -424,7 +424,7 @@ def test_views_while_a_training_streams(tab, tmp_path):
             see(page, "[data-column]").click()
             see(page, ".transcript .call")
             process.send_signal(signal.SIGINT)
-            process.wait(60)
+            process.wait(300)
         finally:
             process.kill()
 

@@ -294,7 +294,7 @@ def test_a_server_that_is_stopped_and_goes_on(tab, tmp_path):
             before = page.evaluate(step)
             until(page, f"{step} > {before}")
             process.send_signal(signal.SIGINT)
-            process.wait(60)
+            process.wait(300)
         finally:
             process.kill()
     one.complaints.clear()

@@ -20,7 +20,7 @@ def test_modules_without_a_dom(path):
         [NODE, "--no-warnings", "--test", "--test-reporter=tap", str(path)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -11,7 +11,7 @@ from rollcast.archive import ArchiveObserver
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.serve import ServerSettings, WebSocketStreamingServer
 
-pytestmark = [*needs_chromium, pytest.mark.timeout(180)]
+pytestmark = needs_chromium
 
 
 @pytest.fixture

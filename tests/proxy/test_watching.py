@@ -329,6 +329,26 @@ async def test_an_api_key_may_be_a_session(stage):
         await stage.end()
 
 
+@pytest.mark.parametrize("header", ["Authorization", "api-key"])
+async def test_callers_with_keys_of_their_own_are_kept_apart(stage, header):
+    """Rollouts with the same prompt and the same first answer, a key each, go on as two chains; no event has a key."""
+    async with OpenAIServer("Four.") as server:
+        proxy = await stage.watch(server.url)
+        told = [{"role": "assistant", "content": "Four."}, {"role": "user", "content": "Sure?"}]
+        first = chat(server)
+        second = first | {"messages": [*first["messages"], *told]}
+        for body in (first, second):
+            for key in ("secret-one", "secret-two"):
+                value = f"Bearer {key}" if header == "Authorization" else key
+                await stage.post(proxy.url, body, **{header.replace("-", "_"): value})
+        starts = [event.chain_id for event in await stage.seen("chain_start")]
+        generations = [event.chain_id for event in await stage.seen("llm_generation_start")]
+        assert len(starts) == 2
+        assert generations == starts * 2
+        assert "secret" not in json.dumps([event.to_dict() for event in stage.events.events])
+        await stage.end()
+
+
 async def test_an_idle_chain_is_closed(stage, until):
     """A chain of which nothing is heard ends, and nobody knows how."""
     async with OpenAIServer("Four.") as server:

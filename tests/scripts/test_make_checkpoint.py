@@ -126,7 +126,7 @@ def make(folder, *options):
     small = ("--steps", "2", "--questions", "2", "--tokenizer-examples", "60", *options)
     subprocess.run(
         [sys.executable, "-m", "scripts.make_checkpoint", str(folder), *small],
-        cwd=ROOT, capture_output=True, text=True, timeout=110, check=True,
+        cwd=ROOT, capture_output=True, text=True, timeout=500, check=True,
     )  # fmt: skip
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 

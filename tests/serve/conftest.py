@@ -57,7 +57,7 @@ def say_fixture():
 async def read(client, until="run_end"):
     """The events up to one of this type."""
     events = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for event in client:
             events.append(event)
             if event.event_type == until:

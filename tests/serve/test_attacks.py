@@ -40,7 +40,7 @@ async def pretender(handler, **options):
 
 
 async def everything(client):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return [event async for event in client]
 
 

@@ -11,8 +11,6 @@ from rollcast.errors import InputError, RefusedError
 from rollcast.serve import WebSocketStreamingClient
 from rollcast.serve.protocol import Batch, Limits, Subscribed, Welcome
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.fixture
 async def recorded(stage, tmp_path):

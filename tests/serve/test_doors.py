@@ -40,7 +40,7 @@ by_scopes = pytest.mark.parametrize("scopes", GRANTS, ids=lambda scopes: "+".joi
 async def ask(socket, frame):
     """The answer to a frame."""
     await socket.send(encode_frame(frame), text=True)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return json.loads(await socket.recv())
 
 

@@ -41,7 +41,7 @@ async def watching(url, **options):
 async def batches(socket, until="run_end"):
     """The texts that come, up to that with the end of the run."""
     texts = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not texts or f'"{until}"' not in texts[-1]:
             texts.append(await socket.recv())
     return texts

@@ -37,7 +37,7 @@ def here(tmp_path):
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=500,
         )
 
     return run

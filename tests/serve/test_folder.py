@@ -14,7 +14,6 @@ from rollcast.serve.protocol import SUBPROTOCOL
 from rollcast.stream import StreamingManager
 from serve.talk import Talk
 
-pytestmark = pytest.mark.timeout(120)
 TOKEN = "t"
 
 

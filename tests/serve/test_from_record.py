@@ -14,8 +14,6 @@ from rollcast.records import GrammarChecker
 from rollcast.serve.recorded import place_named
 from rollcast.stream import StreamObserver
 
-pytestmark = pytest.mark.timeout(60)
-
 TINY = {"history_bytes": 4096, "behind_bytes": 4096}  # some twenty events
 
 

@@ -12,7 +12,7 @@ from rollcast import EventFilter
 from rollcast.archive import Archive
 from rollcast.serve import WebSocketStreamingClient
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
+pytestmark = pytest.mark.slow
 PROGRAM = Path(__file__).with_name("recorded_run.py")
 
 

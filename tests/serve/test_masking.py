@@ -60,7 +60,7 @@ def check(events, *, snapshot=False):
 
 async def plainly(socket, until):
     events = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for message in socket:
             events.append(decode(message))
             if events[-1].event_type == until:

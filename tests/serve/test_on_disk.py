@@ -18,7 +18,6 @@ from rollcast.stream import StreamingManager
 from rollcast.testing import capture_events
 from serve.talk import Talk
 
-pytestmark = pytest.mark.timeout(90)
 TOKEN = "t"
 
 

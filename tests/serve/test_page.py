@@ -37,7 +37,7 @@ async def raw(port, path, *headers, method=b"GET", host=b"127.0.0.1"):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     lines = [b"%b %b HTTP/1.1" % (method, path), b"Host: " + host, *headers]
     writer.write(b"\r\n".join(lines) + b"\r\n\r\n")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     writer.close()
     first, *fields = head.decode("latin-1").split("\r\n")

@@ -14,8 +14,6 @@ from rollcast.records.view import ChainView
 from rollcast.serve.protocol import SUBPROTOCOL
 from serve.talk import Talk
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @pytest.fixture
 async def recorded(stage, tmp_path):

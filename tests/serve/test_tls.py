@@ -303,7 +303,7 @@ def test_one_file_may_hold_both(tmp_path, localhost_pair):
 
 def rollcast(*args):
     command = [sys.executable, "-m", "rollcast", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, env=ENV, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, env=ENV, check=False)
 
 
 def test_run_serves_and_watch_watches_by_wss(authority, localhost_pair):
@@ -342,9 +342,9 @@ def test_run_serves_and_watch_watches_by_wss(authority, localhost_pair):
         with subprocess.Popen(watch, stdout=subprocess.PIPE, text=True, env=ENV) as watching:
             assert any("chain_3 " in line for line in watching.stdout)
             watching.terminate()
-            watching.communicate(timeout=60)
+            watching.communicate(timeout=300)
         running.terminate()
-        running.communicate(timeout=60)
+        running.communicate(timeout=300)
     assert distrusted.returncode == 2
     assert "is not trusted" in distrusted.stderr
     assert len(distrusted.stderr.strip().splitlines()) == 1

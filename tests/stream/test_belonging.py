@@ -9,8 +9,6 @@ from rollcast import EventFilter, MultiChainStreamObserver, StreamingManager
 from rollcast.errors import InputError
 from rollcast.testing import EventCapture
 
-pytestmark = pytest.mark.timeout(60)
-
 
 class Told(EventCapture):
     """Calls `on_told(manager)` whenever its `manager` is set, and `on_asked()` whenever it is read."""

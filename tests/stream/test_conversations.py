@@ -155,6 +155,25 @@ def test_a_session_is_a_chain(watched):
     assert watched.events("chain_start")[0].data["row"] == {"session": "a"}
 
 
+def test_a_conversation_is_gone_on_with_by_its_own_key(watched):
+    """Callers with keys of their own are kept apart, though they ask and are told the same; a session's name goes before its key."""
+    keys = ("k", "l", None)
+    calls = [answer(watched.here.begin(chat(ASK), key=key)) for key in keys]
+    assert [answer(watched.here.begin(chat(ASK, said("Four."), ASK), key=key)).chain_id for key in keys[::-1]] == [call.chain_id for call in calls[::-1]]  # fmt: skip
+    (other,) = [answer(watched.here.begin(chat(ASK, said("Four."), ASK, said("Four."), ASK), key="m"))]
+    assert other.chain_id not in [call.chain_id for call in calls]
+    named = [answer(watched.here.begin(chat(ASK), session="a", key=key)) for key in keys]
+    assert len({call.chain_id for call in named}) == 1
+
+
+def test_a_result_of_another_key_is_not_taken(watched):
+    """Whoever knows the id of a call, but has another key, goes on with nobody's conversation."""
+    first = answer(watched.here.begin(chat(ASK), key="k"), "", LOOK)
+    rewritten = {"role": "user", "content": "Shorter."}
+    assert answer(watched.here.begin(chat(rewritten, result(LOOK, "4")), key="l")).chain_id != first.chain_id
+    assert answer(watched.here.begin(chat(rewritten, result(LOOK, "4")), key="k")).chain_id == first.chain_id
+
+
 def test_a_chain_may_be_named(watched):
     """The id that a caller gives is the chain's id, and its group the chain's group."""
     call = answer(watched.here.begin(chat(ASK), chain="mine", group="ours"))

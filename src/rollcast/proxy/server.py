@@ -178,7 +178,7 @@ class Proxy:
         return await self.passing.copy(request, target, body, watched)
 
     def _caller(self, request: web.Request, target: Target, watching: Watching) -> Caller:
-        """Whose request it is: by its path, or by the header that names a session."""
+        """Whose request it is: by its path, by the header that names a session, and by its API key."""
         name = self.settings.session_header
         given = request.headers.get(name)
         secret = is_secret(name)
@@ -187,10 +187,12 @@ class Proxy:
         if secret and given == self.settings.listen_token:
             given = None
         session = watching.session_of(given, secret) if given else None
+        own = bearer(request.headers.get(hdrs.AUTHORIZATION)) or request.headers.get("api-key")
+        key = watching.session_of(own, True) if own and own != self.settings.listen_token else None
         keys = keys_of(request.headers.items())
         if self.settings.upstream_key is not None:
             keys += (self.settings.upstream_key,)
-        return Caller(session, target.chain, request.headers.get("X-Group-ID"), keys)
+        return Caller(session, key, target.chain, request.headers.get("X-Group-ID"), keys)
 
     def _refusal(self, request: web.Request, target: Target) -> web.Response | None:
         """Why the request is not passed on; None if it is."""

@@ -52,12 +52,14 @@ class Caller:
 
     Attributes:
         session: the name of its session, or None.
+        key: what its API key is known by, or None.
         chain: the chain that its path names, or None.
         group: the group that it names, or None.
         keys: its keys and the engine's, which an engine may repeat in an error; they are never shown.
     """
 
     session: str | None = None
+    key: str | None = None
     chain: str | None = None
     group: str | None = None
     keys: tuple[str, ...] = field(default=(), repr=False)
@@ -174,7 +176,9 @@ class Watching:
         if showing is not None:
             run = talks.run
             showing.begins(f"{caller.chain or f'chain_{run.chains}'}{run.suffix}")
-        call = talks.begin(request, session=caller.session, group=caller.group, chain=caller.chain)
+        call = talks.begin(
+            request, session=caller.session, group=caller.group, chain=caller.chain, key=caller.key
+        )
         self.counts.watched += 1
         if showing is not None:
             showing.began(call.chain_id)

@@ -11,6 +11,8 @@ Each module becomes a function that is called immediately and returns what the m
                                                      return { heading };
                                                      })();
 
+Spaces and ends of lines are left out if nothing changes without them, in programs and in templates of `html`.
+
 A module that is `external` stays a module and is imported. What this cannot express is refused: modules that import each other in a circle,
 exports that can change (`export let`), `export default`, `import()` and `import.meta`.
 """
@@ -18,6 +20,7 @@ exports that can change (`export let`), `export default`, `import()` and `import
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Callable, Mapping
 
 from rollcast.serve.page_source import JavaScriptToken, javascript_tokens
@@ -25,6 +28,9 @@ from rollcast.serve.page_source import JavaScriptToken, javascript_tokens
 __all__ = ["joined_modules"]
 
 _OPENING, _CLOSING = ("(", "[", "{"), (")", "]", "}")
+# No statement ends after one of these, nor before one of those, so an end of a line there says nothing. Other tokens do not end or begin so.
+_GOES_ON_AFTER = frozenset("([{,;:?=&|<>")
+_GOES_ON_BEFORE = frozenset(")]},;:?.=&|<>")
 
 
 def joined_modules(first: str, sources: Mapping[str, str], external: Callable[[str], bool]) -> str:
@@ -90,13 +96,18 @@ def _beside(name: str, path: str) -> str:
 
 
 def _needed(between: str, before: str, after: str) -> str:
-    """The necessary part of the space between two tokens: the end of a line, which can end a statement, or a space."""
-    if "\n" in between:
+    """The necessary part of the space between two tokens: the end of a line if it can end a statement, or a space."""
+    if "\n" in between and not (before and before[-1] in _GOES_ON_AFTER) and after[0] not in _GOES_ON_BEFORE:
         return "\n"
     if not between or not before:
         return ""
     is_word = _is_of_word(before[-1]) and _is_of_word(after[0])
     return " " if is_word or before[-1] in "+-/" or after[0] in "+-/" else ""
+
+
+def _without_indentation(template: str) -> str:
+    """A part of a template of `html`, which ignores the ends of lines between tags, and how long other spaces with one are."""
+    return re.sub(r"\s*\n\s*", "\n", re.sub(r">\s*\n\s*<", "><", template))
 
 
 def _is_of_word(character: str) -> bool:
@@ -125,6 +136,7 @@ class _Module:
     def _body(self) -> str:
         parts = [""]
         depth = 0
+        of_html: list[bool] = []  # of the templates that are open: whether `html` takes them
         while self._at < len(self._tokens):
             between, kind, text = self._take()
             if kind == "word" and text in ("import", "export") and self._is_statement(depth):
@@ -133,6 +145,11 @@ class _Module:
                     self._import() if text == "import" else self._export(),
                 )
                 continue
+            if kind == "template":
+                if text.startswith("`"):
+                    of_html.append(parts[-1] == "html")
+                is_of_html = of_html.pop() if text.endswith("`") else of_html[-1]
+                text = _without_indentation(text) if is_of_html else text
             parts += (_needed(between, parts[-1], text), text)
             if kind == "punctuator":
                 depth += (text in _OPENING) - (text in _CLOSING)

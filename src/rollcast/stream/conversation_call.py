@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rollcast.records import StreamEventType
 from rollcast.records.event import ChainFinishReason
@@ -33,12 +33,24 @@ class OwnerOfCall(Protocol):
         ...
 
 
+class CallerName(NamedTuple):
+    """Whose conversations a request can go on with: those of equal callers.
+
+    Attributes:
+        session: the name of its session, or None.
+        key: what its API key is known by, if it names no session; None: it has none.
+    """
+
+    session: str | None = None
+    key: str | None = None
+
+
 class Talk:
     """One chain, and what of it the next request is compared with."""
 
-    def __init__(self, writer: ChainWriter, session: str | None, names: Sequence[str]) -> None:
+    def __init__(self, writer: ChainWriter, caller: CallerName, names: Sequence[str]) -> None:
         self.writer = writer
-        self.session = session
+        self.caller = caller
         self.names = names
         self.children: list[Talk] = []
         self.call: Call | None = None  # the one that is generating

@@ -7,7 +7,7 @@
     call.end()
 
 A proxy and a watched client see requests, not chains. A request belongs to the chain of its session if it names one; otherwise to
-the open chain whose whole conversation it begins with. What an answer asked of tools is seen in the next request, as messages.
+the open chain, of the same API key, whose whole conversation it begins with. What an answer asked of tools is seen in the next request, as messages.
 It does no I/O and has no lock: one thread at a time uses it.
 """
 
@@ -25,7 +25,7 @@ from rollcast.records.event import ChainFinishReason
 from rollcast.records.jsonable import bounded_fields
 from rollcast.records.openai_wire import WireRequest
 from rollcast.stream.chain import ChainWriter
-from rollcast.stream.conversation_call import Call, Talk, new_ids
+from rollcast.stream.conversation_call import Call, CallerName, Talk, new_ids
 from rollcast.stream.conversation_keys import Mark, Trail, trail_of_ids, trail_of_messages, trail_of_text
 from rollcast.stream.conversation_messages import arguments_of, content_text, message_key, shown_message
 from rollcast.stream.run import RunWriter
@@ -61,7 +61,7 @@ class Conversations:
         self.idle_s = idle_s
         self._clock = clock
         self._named: dict[str, Talk] = {}  # by session, by name and by chain id
-        self._by_mark: dict[tuple[str | None, Mark], list[Talk]] = {}
+        self._by_mark: dict[tuple[CallerName, Mark], list[Talk]] = {}
         self._lengths: dict[str, dict[int, int]] = {"ids": {}, "text": {}}  # how many marks have this length
         self._by_tool: dict[str, list[Talk]] = {}  # by the ids of open calls
         self._waiting: OrderedDict[int, Talk] = OrderedDict()  # the one that has waited longest first
@@ -75,6 +75,7 @@ class Conversations:
         session: str | None = None,
         group: str | None = None,
         chain: str | None = None,
+        key: str | None = None,
     ) -> Call:
         """A request has been sent: find its chain, or begin one, and begin a generation.
 
@@ -84,20 +85,22 @@ class Conversations:
             group: the group of a chain that begins; None: the prompt's hash, so that equal prompts are one group.
             chain: the chain's id, if the caller gives one. It is a session as well. In a run that several processes share the id ends
                 with the source; if a chain that has ended had it, the new one is called otherwise.
+            key: what the caller's API key is known by: a request that names no session goes on only with conversations of the same key.
 
         Raises:
             InputError: the run has ended.
         """
         self.close_idle()
         name = chain or session or None
+        caller = CallerName(name, None if name else key)
         trail, keys = _trail_of(request)
-        talk, parent = self._find(request, name, trail)
+        talk, parent = self._find(request, caller, trail)
         if talk is not None and (talk.writer.ended or talk.writer.trajectory.reward is not None):
             self._close(talk)  # nothing comes after a chain's own reward
             talk = None
         fork = talk is not None and not self._goes_on(talk, trail)
         if talk is None:
-            talk = self._new(request, name, group, chain, parent)
+            talk = self._new(request, caller, group, chain, parent)
         else:
             self._hear(talk, request, keys, fork=fork)
         return self._generate(talk, request, keys, fork=fork)
@@ -150,13 +153,15 @@ class Conversations:
 
     # -- who is the chain ----------------------------------------------------------------------------------------------
 
-    def _find(self, request: WireRequest, name: str | None, trail: Trail) -> tuple[Talk | None, Talk | None]:
+    def _find(
+        self, request: WireRequest, caller: CallerName, trail: Trail
+    ) -> tuple[Talk | None, Talk | None]:
         """The chain that the request goes on with; or None, and the chain that a new one is begun beside, if there is one."""
         branch: Talk | None = None
         if trail.length:
             lengths = range(1, trail.length + 1) if trail.kind == "messages" else self._lengths[trail.kind]
             for mark in trail.marks(lengths):
-                talks = self._by_mark.get((name, mark), ())
+                talks = self._by_mark.get((caller, mark), ())
                 waiting = [talk for talk in talks if talk.mark == mark]
                 if len(waiting) == 1 or (waiting and waiting[0].certain):
                     if waiting[0].certain or mark.length < trail.length:
@@ -165,19 +170,19 @@ class Conversations:
                     talks and branch is None and mark.length < trail.length
                 ):  # else it only asks the same again
                     branch = talks[0]
-        main = self._named.get(name) if name is not None else None
+        main = self._named.get(caller.session) if caller.session is not None else None
         if main is not None:
             beside = main.call is not None or (main.tools and not main.answers(request))
             return (None, main) if beside else (main, None)
-        return self._by_calls(request, name), branch
+        return self._by_calls(request, caller), branch
 
-    def _by_calls(self, request: WireRequest, name: str | None) -> Talk | None:
+    def _by_calls(self, request: WireRequest, caller: CallerName) -> Talk | None:
         """The only chain that waits for a result that the request has, whatever else was rewritten."""
         for message in reversed(request.messages):
             call_id = message.get("tool_call_id")
             if isinstance(call_id, str) and len(call_id) >= _LONG_ID:
                 talks = self._by_tool.get(call_id, ())
-                if len(talks) == 1 and talks[0].session == name:
+                if len(talks) == 1 and talks[0].caller == caller:
                     return talks[0]
         return None
 
@@ -191,7 +196,7 @@ class Conversations:
     def _new(
         self,
         request: WireRequest,
-        name: str | None,
+        caller: CallerName,
         group: str | None,
         chain: str | None,
         parent: Talk | None,
@@ -202,13 +207,13 @@ class Conversations:
 
         Args:
             request: its first request.
-            name: its session; a chain that is begun beside another does not answer to it.
+            caller: whose it is; a chain that is begun beside another does not answer to the session's name.
             group: the group, if the caller gives one.
             chain: the id, if the caller gives one.
             parent: the chain that it is begun beside.
             repeat: whether it is another answer to the same prompt, and not one that its parent began.
         """
-        messages = _prompt_messages(request)
+        name, messages = caller.session, _prompt_messages(request)
         around = self._beside if parent is None else parent.writer
         if around is not None:
             group = group or around.trajectory.group_id
@@ -226,7 +231,7 @@ class Conversations:
             parent_chain_id=None if around is None or repeat else around.trajectory.chain_id,
         )
         Context().run(writer.start)  # it is not the current chain of whoever asks
-        talk = Talk(writer, name, [*own, writer.trajectory.chain_id])
+        talk = Talk(writer, caller, [*own, writer.trajectory.chain_id])
         talk.keys = [message_key(message) for message in request.messages]
         for each in talk.names:
             self._named.setdefault(each, talk)
@@ -330,7 +335,7 @@ class Conversations:
         talk.mark = mark
         if mark.length:
             talk.marks.append(mark)
-            self._by_mark.setdefault((talk.session, mark), []).append(talk)
+            self._by_mark.setdefault((talk.caller, mark), []).append(talk)
             if mark.kind != "messages":
                 lengths = self._lengths[mark.kind]
                 lengths[mark.length] = lengths.get(mark.length, 0) + 1
@@ -344,7 +349,7 @@ class Conversations:
     def beside(self, call: Call) -> Call:
         """Begin a chain for another choice of the same request. Called by the call."""
         first = call.generation.turn.step == 1
-        talk = self._new(call.request, call.talk.session, None, None, call.talk, repeat=first)
+        talk = self._new(call.request, call.talk.caller, None, None, call.talk, repeat=first)
         return self._generate(talk, call.request, talk.keys, fork=False)
 
     def _close(self, talk: Talk, finish_reason: ChainFinishReason | None = None) -> None:
@@ -358,11 +363,11 @@ class Conversations:
         self._waiting.pop(id(talk), None)
         self._leave_tools(talk)
         for mark in talk.marks:
-            talks = self._by_mark.get((talk.session, mark), [])
+            talks = self._by_mark.get((talk.caller, mark), [])
             if talk in talks:
                 talks.remove(talk)
             if not talks:
-                self._by_mark.pop((talk.session, mark), None)
+                self._by_mark.pop((talk.caller, mark), None)
             if mark.kind != "messages":
                 lengths = self._lengths[mark.kind]
                 lengths[mark.length] -= 1

@@ -15,7 +15,7 @@ from rollcast.records.event import ChainFinishReason
 from rollcast.records.jsonable import bounded_fields
 from rollcast.records.openai_wire import ToolCallText, WireRequest
 from rollcast.stream.chain import ChainWriter
-from rollcast.stream.conversation_call import Call, Talk, new_ids
+from rollcast.stream.conversation_call import Call, CallerName, Talk, new_ids
 from rollcast.stream.conversation_messages import arguments_of, content_text, message_key, shown_message
 from rollcast.stream.conversations import Conversations
 
@@ -32,7 +32,7 @@ class InsideChain:
     """
 
     def __init__(self, chain: ChainWriter) -> None:
-        self._talk = Talk(chain, None, [])
+        self._talk = Talk(chain, CallerName(), [])
         self._who: object = None  # asked last
         self._aside: Conversations | None = None
         self._asked: list[

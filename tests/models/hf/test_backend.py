@@ -420,7 +420,7 @@ asyncio.run(main())
     source = str(Path(rollcast.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": source, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=500
     )
     assert (done.returncode, done.stdout) == (0, "sampled\n"), done.stderr
 

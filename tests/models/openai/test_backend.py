@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import threading
 
 import pytest
 from tokenizers import Tokenizer
@@ -387,10 +386,12 @@ async def test_tokens_carry_the_servers_version(serve, connect):
 async def test_closing_leaves_no_thread_and_later_requests_fail(serve, connect):
     """`close` ends the client's thread."""
     backend = await connect(await serve(probed(answer())))
+    thread = backend._engine._thread
+    assert thread.is_alive()
     await backend.close()
     with pytest.raises(BackendClosedError):
         await read(backend)
-    assert not [thread for thread in threading.enumerate() if thread.name == "rollcast-openai"]
+    assert not thread.is_alive()
 
 
 async def test_many_chains_run_at_once(serve, connect):

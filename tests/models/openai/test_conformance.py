@@ -11,7 +11,7 @@ from rollcast.testing.conformance.report import read_table
 
 PAGE = Path(__file__).parents[3] / "docs/backends.md"
 
-pytestmark = [pytest.mark.torch, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.torch
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -34,7 +34,7 @@ print("end")
 
 def test_it_ends_without_a_word_and_a_forked_child_is_told():
     """Connections and threads end with the interpreter; in a child that was forked there is no thread, and nothing hangs."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     assert not done.stderr
     told, end = done.stdout.splitlines()

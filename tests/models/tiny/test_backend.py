@@ -23,7 +23,6 @@ from rollcast.models.tiny.backend import CHECKPOINT
 from rollcast.models.tiny.weights import read_weights
 
 END = 2
-THREAD = "rollcast-tiny"
 
 
 def request(name="r", prompt=(1, 30, 40, 50), **sampling):
@@ -261,9 +260,11 @@ async def test_closing_fails_what_runs_and_what_comes():
     backend = endless(TinyBackend())
     tasks = [asyncio.create_task(collect(backend, request(f"r{i}", max_tokens=900))) for i in range(5)]
     await until(lambda: len(backend._engine._running) == 5)
+    thread = backend._engine._thread
+    assert thread.is_alive()
     await backend.close()
     await backend.close()
-    assert THREAD not in [thread.name for thread in threading.enumerate()]
+    assert not thread.is_alive()
     for result in await asyncio.gather(*tasks, return_exceptions=True):
         assert isinstance(result, BackendClosedError)
     with pytest.raises(BackendClosedError, match="was closed"):

@@ -107,7 +107,7 @@ def test_company_does_not_change_a_bit_with_other_kernels(kernels, flag):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -91,6 +91,7 @@ export class Feed {
     this.newestOpen = false; // whether the newest runs are being asked for
     /** @type {Map<string, GoneRun>} runs that this page knows, and the server that it is connected to now does not */
     this.gone = new Map();
+    this.word = ""; // of the session's state, when it was last looked at
     this.welcomed = false;
     this.runsAnswered = false; // whether it is known which runs there are
     /** @type {string | null} the run whose record has told its runs, of a folder of records */
@@ -117,7 +118,10 @@ export class Feed {
   /** Take the socket's notices. @param {Notice[]} notices */
   take(notices) {
     for (const notice of notices) this.takeOne(notice);
-    this.store.sessionChanged();
+    // Events come many times a second, and what is shown of the session rarely changes with them.
+    const { word } = this.line.session.state;
+    if (word !== this.word || !notices.length || notices.some((notice) => notice.kind !== "events" || notice.id === MISSED)) this.store.sessionChanged();
+    this.word = word;
   }
 
   /** @param {Notice} notice */

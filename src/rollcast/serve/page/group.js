@@ -53,7 +53,7 @@ export function alignTurns(members) {
 const CELLS = new WeakMap();
 
 /**
- * The cells of one chain: the same array as before if it has only written text since, so that it need not be drawn again. The text of
+ * The cells of one chain, up to its last turn: the same array as before if it has only written text since, so that it need not be drawn again. The text of
  * a turn that is being written may be older than its `tail`.
  * @param {ChainView} view
  * @param {readonly Line[]} lines
@@ -62,6 +62,7 @@ const CELLS = new WeakMap();
  */
 export function cellsOf(view, lines, index) {
   const cells = lines.map((line) => line.cells[index] ?? null);
+  while (cells.at(-1) === null) cells.pop();
   const before = CELLS.get(view);
   if (before?.length === cells.length && cells.every((cell, i) => isSame(cell, before[i] ?? null))) return before;
   CELLS.set(view, cells);

@@ -35,7 +35,7 @@ function readable(child) {
   return child;
 }
 
-export { useEffect, useLayoutEffect, useMemo, useRef, useState };
+export { createContext, useContext, useEffect, useLayoutEffect, useMemo, useRef, useState };
 
 /**
  * @typedef {object} PageContext
@@ -236,6 +236,13 @@ export function useChains(runId, chainIds, mayWait = false) {
     redraw();
     return () => ends.forEach((end) => end());
   }, [topics, store, runId, ids]);
+}
+
+/** These chains, as far as their events came. What asks for them is drawn again when they change. @param {string} runId @param {string[]} ids @returns {import("./group.js").Member[]} */
+export function useMembers(runId, ids) {
+  const { store } = usePage();
+  useChains(runId, ids, true);
+  return /** @type {import("./group.js").Member[]} */ (ids.map((id) => ({ view: store.chain(runId, id), tokens: store.tokens(runId, id) })).filter((member) => member.view));
 }
 
 /** Whether the element is on screen, or nearly. @param {{current: Element | null}} ref @param {Element | null} [root] */

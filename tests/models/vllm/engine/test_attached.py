@@ -13,8 +13,6 @@ from rollcast.testing import capture_events
 
 from .conftest import OPTIONS
 
-pytestmark = pytest.mark.timeout(300)
-
 PROMPTS = ["What is 12 * 34?", "Say something: 漢字 🙂", "What is 12 * 34?"]
 
 

@@ -14,8 +14,6 @@ from rollcast.tools import calculator
 
 from .conftest import OPTIONS, perturbed, untied_model
 
-pytestmark = pytest.mark.timeout(300)
-
 MESSAGES = [{"role": "user", "content": "What is 347 * 28 + 9?"}]
 
 

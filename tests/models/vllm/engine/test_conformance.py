@@ -18,7 +18,6 @@ async def bench(environment, tmp_path_factory):
         yield bench
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("check", CHECKS, ids=str)
 async def test_vllm_keeps_the_contract(check, bench):
     """All of it, but for what is listed above."""

@@ -7,11 +7,8 @@ import sys
 from pathlib import Path
 
 import psutil
-import pytest
 
 from .conftest import OPTIONS
-
-pytestmark = pytest.mark.timeout(300)
 
 PROGRAM = """
 import asyncio, sys

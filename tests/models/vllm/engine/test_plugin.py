@@ -17,8 +17,6 @@ from rollcast.testing import capture_events
 
 from .conftest import OPTIONS
 
-pytestmark = pytest.mark.timeout(500)
-
 # The engine's core is a process of its own here, as it is by default.
 PROGRAM = """
 import json, sys

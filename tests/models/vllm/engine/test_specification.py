@@ -2,8 +2,6 @@
 
 import shutil
 
-import pytest
-
 from rollcast import BaseAgent, StreamEventType
 from rollcast.records import check_events
 from rollcast.testing import capture_events
@@ -13,7 +11,6 @@ class YourAgent(BaseAgent):
     """Whatever a user derives."""
 
 
-@pytest.mark.timeout(300)
 async def test_async_vllm_backend(model, environment, tmp_path, monkeypatch):
     """It streams token by token, with no option set."""
     shutil.copytree(model, tmp_path / "your-model")

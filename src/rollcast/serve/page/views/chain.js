@@ -1,6 +1,6 @@
 // What exactly happened in one chain: the transcript as it is written, and the facts beside it.
 
-import { html, useChains, useEffect, useFollowed, useKeys, useNodes, usePage, useRef, useState, useTicks, useTopics, useTopicsFor } from "../ui.js";
+import { html, useChains, useContext, useEffect, useFollowed, useKeys, useNodes, usePage, useRef, useState, useTicks, useTopics, useTopicsFor } from "../ui.js";
 import { counted, duration, fixed, odds, signed, sourceBeside, whole } from "../format.js";
 import { compareIds } from "../group.js";
 import { neighbour } from "../lists.js";
@@ -19,7 +19,7 @@ import { LooksAbout } from "./looks.js";
 import { evidenceIn } from "./looks.js";
 import { cellsOf, ColourBy, colouredBy, StripCells, StripLegend } from "./strips.js";
 import { GapBlock, gapsBefore } from "./gap.js";
-import { useFollowing, useJumps, useNear } from "./place.js";
+import { Nearness, useFollowing, useJumps, useNear } from "./place.js";
 import { TextBlock } from "./text_block.js";
 import { TimeLine } from "./time_line.js";
 import { TokenText } from "./token_text.js";
@@ -29,6 +29,7 @@ import { TokenText } from "./token_text.js";
 /** @typedef {import("../generations.js").ChainSegment} ChainSegment */
 
 const MANY_TURNS = 24; // beyond that only turns near the screen have their text in the page, and the turns are shown as cells
+const TURNS_OF_A_PART = 4; // that a browser watches, lays out and paints together
 
 export function ChainPage() {
   const page = usePage();
@@ -192,30 +193,49 @@ function Transcript({ view, items, segments, evidence, windowed, onToken, cameNe
   const turnNode = (/** @type {Turn} */ turn, /** @type {number} */ number) => {
     const shows = evidence?.turn === turn ? evidence.call : undefined;
     const changes = turn.open ? {} : null; // one that is open is drawn each time
-    return same(number, [turn, tokens?.of(turn.step).length, version, shows, windowed, changes], () => html`<${TurnBlock} key=${`t${number}`} runId=${runId} chainId=${chainId} turn=${turn} number=${number} windowed=${windowed} shows=${shows} onToken=${onToken} cameNear=${cameNear} />`);
+    return same(number, [turn, tokens?.of(turn.step).length, version, shows, changes], () => html`<${TurnBlock} key=${`t${number}`} runId=${runId} chainId=${chainId} turn=${turn} number=${number} shows=${shows} onToken=${onToken} />`);
   };
-  const blocks = items.flatMap((item, i) => {
+  const parts = [newPart(-1)];
+  items.forEach((item, i) => {
     const omitted = i === (view.conversation.promptLength ?? 0) && view.conversation.omitted > 0;
     /** @type {any[]} */
     const found = omitted ? [html`<div class="block gap" key="omitted">${counted(view.conversation.omitted, "earlier message")} are not kept by this page.</div>`] : [];
     found.push(...gapBlocks(i));
     if (item.kind === "message") {
       found.push(html`<div class="block" key=${`m${i}`}><div class="who"><b>${item.role}</b>${!item.prompt && html`<span>from outside</span>`}</div><${TextBlock} text=${item.text} /></div>`);
-      return found;
+      parts.at(-1)?.blocks.push(...found);
+      return;
     }
     place += 1;
     const number = item.step ?? place;
+    const nth = Math.floor(number / TURNS_OF_A_PART);
+    if (parts.at(-1)?.nth !== nth) parts.push(newPart(nth));
     const begun = begins.get(number);
     if (begun) found.push(html`<${SegmentBegins} key=${`s${number}`} segment=${begun} segments=${segments} />`);
     found.push(turnNode(item, number));
-    return found;
+    parts.at(-1)?.blocks.push(...found);
   });
+  const lastOf = new Map(parts.map((part, i) => [part.nth, i]));
   return html`${fields.tools && fields.tools.length > 0 && html`<div class="block"><div class="who"><b>tools</b><span>given to the model</span></div><span class="mono">${fields.tools.map(visible).join(", ")}</span></div>`}
-    ${blocks}
+    ${parts.map(({ nth, blocks }, i) => {
+      const key = lastOf.get(nth) === i ? `part ${nth}` : `part ${nth} at ${i}`; // steps may come in any order
+      return blocks.length > 0 && same(key, [windowed, ...blocks], () => html`<${Part} key=${key} windowed=${windowed} cameNear=${cameNear}>${blocks}<//>`);
+    })}
     ${gapBlocks(items.length)}
     ${fields.gaps > 0 && !gaps.length && html`<${GapBlock} runId=${runId} chainId=${chainId} gap=${null} />`}
     ${fields.error && html`<div class="block error"><div class="who"><b>error</b><span>${visible(fields.error.where ?? fields.error.error_type ?? "")}</span></div><${TextBlock} text=${String(fields.error.error ?? "")} class="mono text" /></div>`}
     ${view.state !== "ended" && view.generation === null && html`<div class="block"><span class="muted">${WAITS[/** @type {string} */ (view.state)] ?? ""}</span></div>`}`;
+}
+
+/** @param {number} nth from the first turn on; -1 before that @returns {{nth: number, blocks: any[]}} */
+function newPart(nth) {
+  return { nth, blocks: [] };
+}
+
+/** Turns that follow each other, and what stands between them. @param {{windowed: boolean, cameNear: () => void, children?: any}} props */
+function Part({ windowed, cameNear, children }) {
+  const place = useRef(/** @type {HTMLElement | null} */ (null));
+  return html`<div class="part" ref=${place}><${Nearness.Provider} value=${useNear(place, windowed, cameNear)}>${children}<//></div>`;
 }
 
 /** @type {Record<string, string>} */
@@ -265,22 +285,21 @@ function fact(value, before) {
 }
 
 /**
- * @param {{runId: string, chainId: string, turn: Turn, number: number, windowed: boolean, shows: string | null | undefined, cameNear: () => void,
+ * @param {{runId: string, chainId: string, turn: Turn, number: number, shows: string | null | undefined,
  *   onToken: (segment: Segment | null, turn: Turn) => void}} props `shows`: what a hint is about, a call of the turn, or null for the turn itself
  */
-function TurnBlock({ runId, chainId, turn, number, windowed, shows, cameNear, onToken }) {
+function TurnBlock({ runId, chainId, turn, number, shows, onToken }) {
   const { store } = usePage();
-  const place = useRef(/** @type {HTMLElement | null} */ (null));
-  const height = useRef(0);
-  const near = useNear(place, windowed, height, cameNear) || turn.open;
-  if (!near) {
-    const estimated = height.current || 60 + 22 * Math.ceil(turn.text.length / 120) + 40 * turn.calls.length;
-    return html`<div class="block far" ref=${place} id=${`turn-${number}`} data-far style=${{ height: `${estimated}px` }}></div>`;
+  const { near, heights } = useContext(Nearness);
+  const id = `turn-${number}`;
+  if (!near && !turn.open) {
+    const height = heights.get(id) ?? 60 + 22 * Math.ceil(turn.text.length / 120) + 40 * turn.calls.length;
+    return html`<div class="block far" id=${id} data-far style=${{ height: `${height}px` }}></div>`;
   }
   const count = store.tokens(runId, chainId)?.of(turn.step).reduce((sum, span) => sum + span.ids.length, 0) ?? 0;
   const version = store.generations.get(chainKey(runId, chainId))?.of(turn.step)?.policyVersion ?? null;
   const ended = turn.finishReason && turn.finishReason !== "stop" && turn.finishReason !== "tool_call" ? turn.finishReason : null;
-  return html`<div class=${`block ${shows === undefined ? "" : "evidence"}`} ref=${place} id=${`turn-${number}`}>
+  return html`<div class=${`block ${shows === undefined ? "" : "evidence"}`} id=${id}>
     <div class="who"><b>assistant</b><span>turn ${number}</span>${!turn.tail && count > 0 && html`<span>${counted(count, "token")}</span>`}${version !== null && html`<span>policy ${version}</span>`}
       ${turn.tail && html`<span class="accent">generating</span>`}${ended && html`<span class="bad">${ended === "length" ? "ended at its limit of tokens" : ended}</span>`}
       ${turn.omitted > 0 && html`<span class="warn">${whole(turn.omitted)} characters before this were not seen</span>`}${shows !== undefined && html`<span class="accent">what the hint is about</span>`}</div>

@@ -1,6 +1,6 @@
 // What a chain does now and since when: in which tool, for how long.
 
-import { html, usePage, useTicks } from "../ui.js";
+import { html, usePage, useTicks, useTopicsFor } from "../ui.js";
 import { lasting } from "../format.js";
 import { oneLine } from "../text.js";
 
@@ -16,9 +16,12 @@ export function doingWords(row) {
 }
 
 /** @param {{row: import("../store.js").Row}} props */
-export function Doing({ row }) {
+export function Doing({ row: given }) {
   const { store } = usePage();
+  const latest = () => store.row(given.run_id, given.chain_id) ?? given;
+  useTopicsFor([`rows\n${given.run_id}`], () => doingWords(latest()));
   useTicks(1000);
+  const row = latest();
   const seconds = typeof row.last_event_at === "number" ? store.now - row.last_event_at : 0;
   return html`<span class="accent">${doingWords(row)}${seconds >= SHOWN_S ? ` for ${lasting(seconds)}` : ""}</span>`;
 }

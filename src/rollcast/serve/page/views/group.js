@@ -1,6 +1,6 @@
 // Why a question fails: its chains side by side, aligned by turn, or as a tree of where they part.
 
-import { html, memo, useAgain, useChains, useEffect, useFollowed, useKeys, useLayoutEffect, useMemo, useNodes, useOnScreen, usePage, useRef, useTopicsApart } from "../ui.js";
+import { html, memo, useAgain, useEffect, useFollowed, useKeys, useLayoutEffect, useMembers, useMemo, useNodes, useOnScreen, usePage, useRef, useTopicsApart, useTopicsFor } from "../ui.js";
 import { whenThereIsTime } from "../frame.js";
 import { counted, fixed, mean, odds, signed, spread } from "../format.js";
 import { alignTurns, cellsOf, compareIds } from "../group.js";
@@ -11,6 +11,7 @@ import { callProbability, segmentsOf } from "../segments.js";
 import { oneLine } from "../text.js";
 import { surprise } from "../tokens.js";
 import { contentOf, failureOf } from "../turns.js";
+import { chainTopic } from "../topics.js";
 import { stateOf } from "../wall.js";
 import { absence } from "./absence.js";
 import { CancelButton } from "./cancel.js";
@@ -23,11 +24,9 @@ import { Stuck } from "./stuck.js";
 import { TokenTail, TokenText } from "./token_text.js";
 
 /** @typedef {import("../store.js").Row} Row */
-/** @typedef {import("../group.js").Member} Member */
 /** @typedef {import("../turns.js").Turn} Turn */
 
 const MAX_TEXT = 240; // characters of a turn in a column
-const COLUMNS_A_FRAME = 3; // that have changed; the others are drawn in the next frames
 const MOST_COLUMNS = 12; // a larger group is shown as strips, unless one asks for columns
 /** @type {(string | null)[]} */
 const MODES = [null, "strips", "side", "tokens", "parts"];
@@ -43,7 +42,8 @@ export function GroupPage() {
   // While chains run they keep their places; when all are over the best comes first.
   if (over) rows.sort((a, b) => (b.reward ?? -Infinity) - (a.reward ?? -Infinity) || compareIds(a.chain_id, b.chain_id));
   const ids = rows.map((row) => row.chain_id);
-  useChains(rollout, ids, true);
+  const first = () => ids.map((id) => (rollout === null ? undefined : store.chain(rollout, id))).find((view) => view?.messages.length); // has the prompt
+  useTopicsFor(rollout === null ? [] : ids.map((id) => chainTopic(rollout, id)), () => first()?.chainId ?? "");
   const query = route.query;
   const large = all.length > MOST_COLUMNS;
   // What the address says; a large group without a word of it is shown as strips, a small one side by side.
@@ -77,16 +77,15 @@ export function GroupPage() {
     w: () => go({ view: "group", group, mode: mode === "parts" ? null : "parts", query }),
     g: () => moveColumn(0),
   });
-  const members = /** @type {Member[]} */ (ids.map((id) => ({ view: store.chain(/** @type {string} */ (rollout), id), tokens: store.tokens(/** @type {string} */ (rollout), id) })).filter((member) => member.view));
   if (!all.length) {
     const why = absence(page, `group ${oneLine(group, 80)}`, (row) => row.group_id === group);
     return html`<div class="title"><h1>${oneLine(group, 80)}</h1></div><section class="panel"><p class="empty">${why ?? "Asking for its chains …"}</p></section>`;
   }
   const rewards = all.map((row) => row.reward).filter((reward) => typeof reward === "number");
   const done = all.filter((row) => row.state !== "running").length;
-  const first = members.find((member) => member.view.messages.length)?.view;
-  const prompt = first?.messages.slice(0, first.conversation.promptLength ?? 1).filter((message) => message.role === "user").at(-1);
-  const reference = all[0]?.reference ?? first?.fields.reference ?? null;
+  const told = first();
+  const prompt = told?.messages.slice(0, told.conversation.promptLength ?? 1).filter((message) => message.role === "user").at(-1);
+  const reference = all[0]?.reference ?? told?.fields.reference ?? null;
   const versions = all.flatMap((row) => [row.policy_first, row.policy_last]).filter((version) => typeof version === "number");
   const policy = !versions.length ? null : Math.min(...versions) === Math.max(...versions) ? versions[0] : `${Math.min(...versions)}–${Math.max(...versions)}`;
   const step = all.find((row) => typeof row.train_step === "number")?.train_step ?? null;
@@ -113,10 +112,10 @@ export function GroupPage() {
     <${LooksAbout} chains=${ids} besides="quiet" />
     <${Chips} rows=${all} shown=${rows.length} leaveOut=${["train_step"]} />
     ${rows.length === 0 && html`<section class="panel"><p class="empty">No chain of this group is as the chips say.</p></section>`}
-    ${shown === "parts" && html`<${PartsOfAll} runId=${rollout} ids=${ids} members=${members} rows=${rows} />`}
-    ${shown === "strips" && open.length > 0 && html`<${Columns} runId=${rollout} rows=${rows.filter((row) => open.includes(row.chain_id))} members=${members.filter((member) => open.includes(member.view.chainId))} tokens=${false} over=${over} />`}
-    ${shown === "strips" && rows.length > 0 && html`<${Strips} runId=${rollout} rows=${rows} members=${members} open=${open} toggle=${toggle} />`}
-    ${(shown === "side" || shown === "tokens") && rows.length > 0 && html`<${Columns} runId=${rollout} rows=${rows} members=${members} tokens=${shown === "tokens"} over=${over} />`}`;
+    ${shown === "parts" && html`<${PartsOfAll} runId=${rollout} rows=${rows} />`}
+    ${shown === "strips" && open.length > 0 && html`<${Columns} runId=${rollout} rows=${rows.filter((row) => open.includes(row.chain_id))} tokens=${false} over=${over} />`}
+    ${shown === "strips" && rows.length > 0 && html`<${Strips} runId=${rollout} rows=${rows} open=${open} toggle=${toggle} />`}
+    ${(shown === "side" || shown === "tokens") && rows.length > 0 && html`<${Columns} runId=${rollout} rows=${rows} tokens=${shown === "tokens"} over=${over} />`}`;
 }
 
 /** The answers of the chains that are over, the most frequent first, each with its mean reward. @param {readonly Row[]} rows */
@@ -132,9 +131,11 @@ function answersOf(rows) {
   return made.sort((one, other) => other.count - one.count || (one.label < other.label ? -1 : 1));
 }
 
-/** The tree needs all chains of the group. @param {{runId: string, ids: string[], members: Member[], rows: Row[]}} props */
-function PartsOfAll({ runId, ids, members, rows }) {
+/** The tree needs all chains of the group. @param {{runId: string, rows: Row[]}} props */
+function PartsOfAll({ runId, rows }) {
   const { onScreen } = usePage();
+  const ids = rows.map((row) => row.chain_id);
+  const members = useMembers(runId, ids);
   useEffect(() => {
     const ends = ids.map((id) => onScreen.add(runId, id));
     return () => ends.forEach((end) => end());
@@ -142,12 +143,14 @@ function PartsOfAll({ runId, ids, members, rows }) {
   return html`<${Parts} members=${members} rows=${rows} />`;
 }
 
-/** @param {{runId: string, rows: Row[], members: Member[], tokens: boolean, over: boolean}} props */
-function Columns({ runId, rows, members, tokens, over }) {
+/** @param {{runId: string, rows: Row[], tokens: boolean, over: boolean}} props */
+function Columns({ runId, rows, tokens, over }) {
+  const members = useMembers(runId, rows.map((row) => row.chain_id));
   const lines = alignTurns(members);
   const looks = useLooks();
+  const sameLooks = useNodes();
   const again = useAgain();
-  const made = useRef(/** @type {Map<string, {props: ColumnProps, column: any}>} */ (new Map())).current; // those that were drawn last are last
+  const columns = useRef(/** @type {Map<string, ColumnState>} */ (new Map())).current;
   const onScreen = useRef(/** @type {Set<string>} */ (new Set())).current;
   const enter = useRef((/** @type {string} */ chain) => {
     onScreen.add(chain);
@@ -160,7 +163,7 @@ function Columns({ runId, rows, members, tokens, over }) {
   const best = over ? Math.max(...rows.map((row) => row.reward ?? -Infinity)) : Infinity;
   const worst = Math.min(...rows.map((row) => row.reward ?? Infinity));
   const largest = Math.max(...rows.map((row) => Math.abs(row.advantage ?? 0)), 1e-9);
-  const steps = lines.map((line) => line.step).join();
+  const steps = lines.map((line) => line.step);
   const drawsAll = rows.length <= MOST_COLUMNS;
   const alike = lines.map((line) => (line.alike ? 1 : 0)).join("");
   const propsOf = (/** @type {Row} */ row) => {
@@ -168,41 +171,54 @@ function Columns({ runId, rows, members, tokens, over }) {
     const view = members[index]?.view;
     const running = row.state === "running" && view?.state !== "ended";
     const shown = looks.filter((look) => look.chains.includes(row.chain_id));
+    const turns = view ? cellsOf(view, lines, index) : null;
+    const shownLines = turns === null ? 0 : turns.length + (running ? 0 : 1); // those behind the last turn of a chain are empty
+    const state = stateOf(row);
     /** @type {ColumnProps} */
     const props = {
-      runId, row, alike, running, tokens, largest, enter, table,
-      steps: drawsAll || onScreen.has(row.chain_id) ? steps : null,
-      turns: view ? cellsOf(view, lines, index) : null,
+      runId, chain: row.chain_id, running, tokens, largest, enter, table, turns,
+      steps: drawsAll || onScreen.has(row.chain_id) ? steps.slice(0, shownLines).join() : null,
+      alike: alike.slice(0, shownLines),
+      failed: row.finish_reason === "error",
+      words: running ? "" : `${state === "failed" ? "failed" : state === "lost" ? "its end was not seen" : (row.finish_reason ?? "over").replaceAll("_", " ")}${row.completion_tokens ? ` · ${counted(row.completion_tokens, "token")}` : ""}`,
       advantage: view?.fields.advantage ?? row.advantage ?? null,
       reward: view?.fields.reward ?? row.reward ?? null,
       model: view?.fields.model ?? "",
       best: best > worst && row.reward === best,
-      looks: shown.length ? shown : NO_LOOKS,
+      looks: sameLooks(row.chain_id, shown, () => shown),
     }; // prettier-ignore
     return props;
   };
-  const all = new Map(rows.map((row) => [row.chain_id, propsOf(row)]));
-  const stale = [...made.keys()].filter((chain) => {
-    const props = all.get(chain);
-    return props !== undefined && (drawsAll || onScreen.has(chain)) && !isSame(props, /** @type {{props: ColumnProps}} */ (made.get(chain)).props);
-  });
-  const now = stale.slice(0, COLUMNS_A_FRAME);
-  for (const [chain, props] of all) {
-    if (made.has(chain) && !now.includes(chain)) continue;
-    made.delete(chain);
-    made.set(chain, { props, column: html`<${Column} key=${chain} ...${props} />` });
+  for (const row of rows) {
+    const column = columns.get(row.chain_id);
+    if (column) column.props = propsOf(row);
+    else columns.set(row.chain_id, { props: propsOf(row), drawn: null, again: () => {} });
   }
   useLayoutEffect(() => {
-    if (stale.length > now.length) whenThereIsTime(again);
+    const gone = new Set(columns.keys());
+    for (const { chain_id: chain } of rows) {
+      gone.delete(chain);
+      const column = /** @type {ColumnState} */ (columns.get(chain));
+      if ((drawsAll || onScreen.has(chain)) && column.drawn !== null && !isSame(column.props, column.drawn)) whenThereIsTime(column.again);
+    }
+    for (const chain of gone) columns.delete(chain);
   });
   return html`<section class=${`columns ${tokens ? "wide" : ""}`} tabindex="0" aria-label="Chains side by side">
-    <${Numbers} steps=${steps} table=${table} />
-    ${rows.map((row) => made.get(row.chain_id)?.column)}
+    <${Numbers} steps=${steps.join()} table=${table} />
+    ${rows.map((row) => html`<${PacedColumn} key=${row.chain_id} chain=${row.chain_id} columns=${columns} />`)}
   </section>`;
 }
 
-/** @type {import("../hints.js").Hint[]} */
-const NO_LOOKS = [];
+/** What a column is made of now, what it was made of when it was drawn, and what draws it again. @typedef {{props: ColumnProps, drawn: ColumnProps | null, again: () => void}} ColumnState */
+
+/** A column, which is drawn again only in a frame that has time for it. */
+const PacedColumn = memo(function PacedColumn(/** @type {{chain: string, columns: Map<string, ColumnState>}} */ { chain, columns }) {
+  const again = useAgain();
+  const column = /** @type {ColumnState} */ (columns.get(chain));
+  column.again = again;
+  column.drawn = column.props;
+  return html`<${Column} ...${column.props} />`;
+});
 
 /** @param {Record<string, any>} one @param {Record<string, any>} other with the same names */
 function isSame(one, other) {
@@ -210,10 +226,11 @@ function isSame(one, other) {
 }
 
 /**
- * A chain. `steps`: the numbers of the lines, with commas; null if it is not on screen, and its cells are not wanted. `alike`: a digit for each
- * line, 1 if all chains did the same there; `turns`: what the chain did there, null if that is not known; `enter`: tells that it is on screen.
- * @typedef {{runId: string, row: Row, steps: string | null, alike: string, turns: (Turn | null)[] | null, running: boolean, advantage: number | null,
- *   reward: number | null, model: string, tokens: boolean, largest: number, best: boolean, looks: import("../hints.js").Hint[],
+ * A chain. `steps`: the numbers of its lines, with commas; null if it is not on screen, and its cells are not wanted. `alike`: a digit for each
+ * line, 1 if all chains did the same there; `turns`: what the chain did there, null if that is not known; `words`: how it ended;
+ * `enter`: tells that it is on screen.
+ * @typedef {{runId: string, chain: string, steps: string | null, alike: string, turns: (Turn | null)[] | null, running: boolean, failed: boolean, words: string,
+ *   advantage: number | null, reward: number | null, model: string, tokens: boolean, largest: number, best: boolean, looks: import("../hints.js").Hint[],
  *   enter: (chain: string) => () => void, table: Lines}} ColumnProps
  */
 
@@ -224,29 +241,30 @@ function Content({ table, line, children }) {
   return html`<div ref=${keep.current}>${children}</div>`;
 }
 
-/** The numbers of the lines. @param {{steps: string, table: Lines}} props */
-function Numbers({ steps, table }) {
+/** The numbers of the lines. */
+const Numbers = memo(function Numbers(/** @type {{steps: string, table: Lines}} */ { steps, table }) {
+  const same = useNodes();
   return html`<div class="column numbers" aria-hidden="true"><div class="column-head"><${Content} table=${table} line="head" /></div>
-    ${steps && steps.split(",").map((step) => html`<div class="turn-cell" key=${step}><${Content} table=${table} line=${step}>${step}<//></div>`)}</div>`;
-}
+    ${steps && steps.split(",").map((step) => same(step, [], () => html`<div class="turn-cell" key=${step}><${Content} table=${table} line=${step}>${step}<//></div>`))}</div>`;
+});
 
 /** @param {ColumnProps} props */
-function Column({ runId, row, steps, alike, turns, running, advantage, reward, model, tokens, largest, best, looks, enter, table }) {
-  const { to, route } = usePage();
+function Column({ runId, chain, steps, alike, turns, running, failed, words, advantage, reward, model, tokens, largest, best, looks, enter, table }) {
+  const { to, route, store } = usePage();
   const place = useRef(/** @type {HTMLElement | null} */ (null));
   const seen = useOnScreen(place);
-  useFollowed(runId, row.chain_id, seen);
-  useEffect(() => (seen ? enter(row.chain_id) : undefined), [seen, row.chain_id, enter]);
-  const words = { failed: "failed", lost: "its end was not seen" }[/** @type {string} */ (stateOf(row))] ?? (row.finish_reason ?? "over").replaceAll("_", " ");
-  const ended = !running && turns !== null ? turns.filter((turn) => turn !== null).length : -1;
-  return html`<article class=${`column ${best ? "best" : ""}`} ref=${place} aria-label=${oneLine(row.chain_id, 120)}>
+  useFollowed(runId, chain, seen);
+  useEffect(() => (seen ? enter(chain) : undefined), [seen, chain, enter]);
+  const row = store.row(runId, chain);
+  const ended = !running && turns !== null ? turns.length : -1;
+  return html`<article class=${`column ${best ? "best" : ""}`} ref=${place} aria-label=${oneLine(chain, 120)}>
     <div class="column-head"><${Content} table=${table} line="head">
-      <div class="line"><a data-column href=${to({ view: "chain", chain: row.chain_id, query: route.query })}>${oneLine(row.chain_id, 40)}</a><${LookSigns} looks=${looks} /><span class="grow"></span>
-        <span class=${`reward ${row.finish_reason === "error" ? "bad" : ""}`}>${reward === null ? (running ? "…" : "–") : fixed(reward)}</span></div>
+      <div class="line"><a data-column href=${to({ view: "chain", chain, query: route.query })}>${oneLine(chain, 40)}</a><${LookSigns} looks=${looks} /><span class="grow"></span>
+        <span class=${`reward ${failed ? "bad" : ""}`}>${reward === null ? (running ? "…" : "–") : fixed(reward)}</span></div>
       <div class="line"><span class="bar" role="img" aria-label=${advantage === null ? "no advantage yet" : `advantage ${signed(advantage)}`}>${advantage !== null && advantage !== 0 && html`<i class=${advantage > 0 ? "plus" : "minus"} style=${{ "--w": `${(Math.abs(advantage) / largest) * 50}%` }}></i>`}</span>${advantage !== null && html`<span class="small mono" title="advantage">${signed(advantage)}</span>`}</div>
-      <div class="small muted">${running ? html`<${Doing} row=${row} />` : html`${words}`}${!running && row.completion_tokens ? ` · ${counted(row.completion_tokens, "token")}` : ""}</div>
+      <div class="small muted">${running && row ? html`<${Doing} row=${row} />` : words}</div>
     <//></div>
-    ${steps && html`<${TurnCells} runId=${runId} chainId=${row.chain_id} turns=${turns} steps=${steps} alike=${alike} ended=${ended} tokens=${tokens} model=${model} table=${table} />`}
+    ${steps && html`<${TurnCells} runId=${runId} chainId=${chain} turns=${turns} steps=${steps} alike=${alike} ended=${ended} tokens=${tokens} model=${model} table=${table} />`}
     ${steps === "" && html`<div class="turn-cell"><span class="small muted">${running ? "nothing yet" : "reading …"}</span></div>`}
   </article>`;
 }

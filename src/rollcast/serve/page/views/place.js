@@ -1,7 +1,7 @@
 // Where a reader is in a transcript: at its end, which is followed while it is written, or at a turn that was jumped to. Turns far from the
 // screen have no text.
 
-import { useAgain, useEffect, useLayoutEffect, usePage, useRef, useState } from "../ui.js";
+import { createContext, useAgain, useEffect, useLayoutEffect, useMemo, usePage, useRef, useState } from "../ui.js";
 import { isFollowing } from "../lists.js";
 import { formatRoute } from "../route.js";
 
@@ -89,19 +89,21 @@ function firstInSight(numbers) {
 
 /**
  * Whether turns above this one are about to be drawn: they then get another height, which moves this one.
- * @param {Element} block
+ * @param {HTMLElement} block
  */
 function isMovedSoon(block) {
-  for (let above = block.previousElementSibling; above !== null; above = above.previousElementSibling) {
+  const blocks = /** @type {HTMLElement[]} */ ([...document.querySelectorAll(".transcript .block")]);
+  for (let at = blocks.indexOf(block) - 1; at >= 0; at -= 1) {
+    const above = /** @type {HTMLElement} */ (blocks[at]);
     if (above.getBoundingClientRect().bottom < SURELY_FAR - NEAR) return false;
-    if (above instanceof HTMLElement && above.dataset.far !== undefined) return true;
+    if (above.dataset.far !== undefined) return true;
   }
   return false;
 }
 
 /** @type {WeakMap<Element, (near: boolean) => void>} */
 const watched = new WeakMap();
-/** @type {IntersectionObserver | null} one for all turns: a browser spends time on each */
+/** @type {IntersectionObserver | null} one for all: a browser spends time on each */
 let nearness = null;
 
 /** Tell whenever an element comes near the screen, or is far from it again. @param {Element} element @param {(near: boolean) => void} tell @returns {() => void} ends it */
@@ -112,27 +114,32 @@ function watchNear(element, tell) {
   return () => observer.unobserve(element);
 }
 
+/** What a part of a transcript tells its turns. @typedef {{near: boolean, heights: Map<string, number>}} Nearness `heights`: the last known ones of far turns, by the ids of their blocks */
+export const Nearness = createContext(/** @type {Nearness} */ ({ near: true, heights: new Map() }));
+
 /**
- * Whether a turn is near the screen; `true` for all if they are few. Far ones keep their height, so that nothing moves.
- * @param {{current: HTMLElement | null}} place
+ * Whether a part of a transcript is near the screen; it is if they are few. Turns that are far keep their height, so that nothing moves.
+ * @param {{current: HTMLElement | null}} place the part; its blocks are its children
  * @param {boolean} windowed
- * @param {{current: number}} height the last one that is known
  * @param {() => void} cameNear
+ * @returns {Nearness}
  */
-export function useNear(place, windowed, height, cameNear) {
+export function useNear(place, windowed, cameNear) {
   const [near, set] = useState(!windowed);
+  const heights = useRef(/** @type {Map<string, number>} */ (new Map())).current;
   useEffect(() => {
     if (!windowed || !place.current) {
       set(true);
       return undefined;
     }
     return watchNear(place.current, (is) => {
-      if (!is && place.current && place.current.dataset.far === undefined) height.current = place.current.offsetHeight;
+      const blocks = is ? [] : /** @type {HTMLElement[]} */ ([...(place.current?.children ?? [])]);
+      for (const block of blocks) if (block.id && block.dataset.far === undefined) heights.set(block.id, block.offsetHeight);
       set(is);
     });
   }, [windowed]);
   useLayoutEffect(() => {
     if (near && windowed) cameNear();
   }, [near, windowed]);
-  return near || !windowed;
+  return useMemo(() => ({ near: near || !windowed, heights }), [near || !windowed]);
 }

@@ -1,7 +1,7 @@
 // A large group: a line for each chain, a cell for each turn, coloured by tool, by how likely its decision was, or by the reward of the
 // chains that went the same way. Chosen chains stand side by side above the lines.
 
-import { html, useFollowed, useMemo, useNodes, useOnScreen, usePage, useRef } from "../ui.js";
+import { html, useFollowed, useMembers, useMemo, useNodes, useOnScreen, usePage, useRef } from "../ui.js";
 import { counted, fixed, odds, signed } from "../format.js";
 import { piecesOf } from "../pieces.js";
 import { segmentsOf } from "../segments.js";
@@ -103,8 +103,9 @@ export function ColourBy({ by, choices = KINDS }) {
       onClick=${() => go({ ...route, run, query: { ...route.query, by: [name] } })}>${name}</button>`)}</span>`;
 }
 
-/** @param {{runId: string, rows: Row[], members: Member[], open: string[], toggle: (chain: string) => void}} props */
-export function Strips({ runId, rows, members, open, toggle }) {
+/** @param {{runId: string, rows: Row[], open: string[], toggle: (chain: string) => void}} props */
+export function Strips({ runId, rows, open, toggle }) {
+  const members = useMembers(runId, rows.map((row) => row.chain_id));
   const { route } = usePage();
   const by = colouredBy(route.query);
   const scale = rewardScale(rows);
