@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test quick soak crashes fleet-faults proxy-fuzz attach-verifiers attach-agent-lightning attach-art attach-skyrl attach-trl test-vllm attach-verl check check-page bench bench-vllm checkpoint clean bench-openai test-interpreters guest-check bench-attach-vllm
+.PHONY: demo test quick soak crashes fleet-faults proxy-fuzz attach-verifiers attach-agent-lightning attach-art attach-skyrl attach-trl test-vllm test-transformers-serve attach-verl check check-page bench bench-vllm checkpoint clean bench-openai test-interpreters guest-check bench-attach-vllm
 
 # The package alone: what `pip install rollcast` gives.
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -141,6 +141,18 @@ $(VLLM_VENV)/.done: pyproject.toml constraints-vllm.txt
 test-vllm: $(VLLM_VENV)/.done
 	ROLLCAST_TEST_VLLM=1 $(VLLM_VENV)/bin/python -m pytest -W default tests/models/vllm
 
+# `transformers serve` on a CPU, in an environment of its own, since it wants a web framework.
+SERVE_VENV ?= .venv-transformers-serve
+
+$(SERVE_VENV)/.done: pyproject.toml constraints.txt
+	test -x $(SERVE_VENV)/bin/python || $(PYTHON) -m venv $(SERVE_VENV)
+	$(SERVE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(SERVE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[openai,torch]' fastapi uvicorn accelerate --group test
+	touch $@
+
+test-transformers-serve: $(SERVE_VENV)/.done
+	ROLLCAST_TEST_TRANSFORMERS_SERVE=1 $(SERVE_VENV)/bin/python -m pytest -q tests/models/transformers_serve
+
 # The tests without torch, on every interpreter that pyenv has and that Rollcast runs on.
 INTERPRETERS ?= $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/3.1[1-9]*/bin/python)
 test-interpreters:
@@ -188,5 +200,5 @@ checkpoint: $(VENV)/.dev
 	$(BIN)/python -m scripts.make_checkpoint build/checkpoint
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(VERIFIERS_VENV) $(AGENT_LIGHTNING_VENV) $(ART_VENV) $(SKYRL_VENV) $(VERL_VENV) .venv-3.* rollcast-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist $(PAGE)/node_modules
+	rm -rf $(VENV) $(VLLM_VENV) $(VERIFIERS_VENV) $(AGENT_LIGHTNING_VENV) $(ART_VENV) $(SKYRL_VENV) $(VERL_VENV) $(SERVE_VENV) .venv-3.* rollcast-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist $(PAGE)/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

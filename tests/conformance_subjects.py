@@ -16,7 +16,17 @@ from rollcast.testing.conformance.folder import perturbed_checkpoint, subject_fr
 from rollcast.testing.conformance.subject import BackendUnderTest
 from rollcast.testing.scripted import ScriptedBackend
 
-__all__ = ["async_vllm", "openai", "openai_vllm", "scripted", "tiny", "transformers", "untied_model"]
+__all__ = [
+    "async_vllm",
+    "openai",
+    "openai_transformers",
+    "openai_vllm",
+    "sampling_model",
+    "scripted",
+    "tiny",
+    "transformers",
+    "untied_model",
+]
 
 VLLM_OPTIONS: dict[str, Any] = {
     "dtype": "float32",
@@ -24,6 +34,7 @@ VLLM_OPTIONS: dict[str, Any] = {
     "max_num_seqs": 64,
     "distributed_executor_backend": "uni",
 }
+ONE_AT_A_TIME = "it answers one request after the other, so that what is checked never runs at once"
 ROUNDING = "what else is in the batch decides in which order it sums"
 
 
@@ -132,6 +143,46 @@ def openai_vllm(scratch: Path, server: Any = None) -> BackendUnderTest:
         hot=2.0,  # vLLM takes no more
         timeout_s=180.0,
     )
+
+
+def openai_transformers(scratch: Path, server: Any = None) -> BackendUnderTest:
+    """A small random model in `transformers serve`, on the CPU. Who calls this stops the server."""
+    from transformers_server import TransformersServer
+
+    running = (
+        TransformersServer(sampling_model(scratch / "model"), scratch / "server.log")
+        if server is None
+        else server
+    )
+
+    def make() -> Any:
+        from rollcast.models.openai import OpenAIBackend
+
+        running.start()
+        return OpenAIBackend(str(running.model), base_url=running.url, retries=1)
+
+    return BackendUnderTest(
+        name="openai (transformers serve)",
+        make=lambda: asyncio.to_thread(make),
+        kill=lambda backend: asyncio.to_thread(running.kill),
+        cannot={
+            "deterministic": "all its requests share one random generator, which the latest seed sets",
+            "sampling": "it refuses `top_k`",
+            "stop_strings": "it gives the whole token in which a stop string ends",
+            "kill": ONE_AT_A_TIME,
+            "close": ONE_AT_A_TIME,
+        },
+        long_tokens=120,
+        timeout_s=180.0,
+    )
+
+
+def sampling_model(folder: Path) -> Path:
+    """Write the model of `untied_model`, whose generation config samples: without that, `transformers serve` takes the most probable token."""
+    model = untied_model(folder)
+    config = json.loads((model / "generation_config.json").read_text())
+    (model / "generation_config.json").write_text(json.dumps(config | {"do_sample": True}))
+    return model
 
 
 def untied_model(folder: Path, *, tied: bool = False, context: int = 1024, seed: int = 0) -> Path:

@@ -15,6 +15,7 @@ __all__ = [
     "call_in",
     "follower",
     "fulfil",
+    "interpreter_exits",
     "others_run",
     "resolve",
     "run",
@@ -31,12 +32,17 @@ __all__ = [
 _T = TypeVar("_T")
 
 
+def interpreter_exits() -> bool:
+    """Whether the interpreter exits; Python 3.12.0 and 3.12.1 start no thread from then on, and all others a little later."""
+    return not threading.main_thread().is_alive()
+
+
 def run(
     main: Coroutine[Any, Any, _T], *, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
 ) -> _T:
     """Do what `asyncio.run` does, also in a thread that still works while the interpreter exits.
 
-    A loop that has had work done on threads starts one more when it is closed, and from 3.12 on Python starts none at exit.
+    A loop that has had work done on threads starts one more when it is closed.
     """
     runner = asyncio.Runner(loop_factory=loop_factory)
     try:
@@ -45,7 +51,7 @@ def run(
         try:
             runner.close()
         except RuntimeError:
-            if threading.main_thread().is_alive():  # this is not the exit, so something else is wrong
+            if not interpreter_exits():  # something else is wrong
                 raise
 
 

@@ -265,7 +265,13 @@ def public_names():
 # -- what holds ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize(
+    "package",
+    [
+        pytest.param(name, marks=pytest.mark.torch if name.endswith((".hf", ".trl")) else ())
+        for name in PACKAGES
+    ],
+)
 def test_every_public_name_is_where_it_was(package):
     """A name that 0.1.0 listed can be imported from the same place."""
     module = importlib.import_module(package)

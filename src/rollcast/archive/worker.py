@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from rollcast.aio import fulfil
+from rollcast.aio import fulfil, interpreter_exits
 from rollcast.records import StreamEventType, Trajectory
 from rollcast.stream.waiting import Encodable, EncodableChunk
 
@@ -49,6 +49,9 @@ class Writes(Protocol):
 class Worker:
     """Hands what was put in to a recorder, on a thread of its own that lives from `start` until `stop`.
 
+    A program may end before anything of it was recorded, and Python 3.12.0 and 3.12.1 start no thread from then on. Then it is
+    written in the thread that waits for it.
+
     Args:
         recorder: who writes; used on that thread alone.
         name: of the thread.
@@ -68,19 +71,30 @@ class Worker:
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._stopped: Future[None] = Future()
+        self._threadless = False
 
     def start(self) -> None:
         """Begin. Starting twice does nothing.
 
         Raises:
-            RuntimeError: the system gives no thread, or the interpreter exits.
+            RuntimeError: the system gives no thread.
         """
         with self._wake:
-            if self._thread is None:
-                self._stopped = Future()
-                self._stopping = False
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+            if self.running:
+                return
+            self._stopped = Future()
+            self._stopping = False
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                if not interpreter_exits():
+                    raise
+                self._threadless = True
+            else:
+                self._thread = thread
+                return
+        self._attempt(self._recorder.open)
 
     def put(self, events: Sequence[Encodable]) -> Future[None] | None:
         """Have the events written. If too much waits, a promise that is kept when there is room again: wait for it."""
@@ -93,7 +107,9 @@ class Worker:
             self._urgent = True
             self._wake.notify()
             full = len(self._events) >= _FULL_EVENTS or self._bytes >= _FULL_BYTES
-            return self._promise() if full else None
+            if not self._threadless:
+                return self._promise() if full else None
+        return self._written_here() if full else None
 
     def put_trajectory(self, trajectory: Trajectory) -> None:
         """Have the trajectory written, before events that are put in from now on. Never waits."""
@@ -108,29 +124,39 @@ class Worker:
     def flush(self) -> Future[None]:
         """A promise that is kept when all that was put in is written, or cannot be."""
         with self._wake:
-            if self._thread is None:
-                done: Future[None] = Future()
-                fulfil(done)
-                return done
-            self._urgent = True
-            self._wake.notify()
-            return self._promise()
+            if self._thread is not None:
+                self._urgent = True
+                self._wake.notify()
+                return self._promise()
+        return self._written_here()
 
     def stop(self) -> Future[None]:
         """Write what waits and finish the record. The promise is kept when the thread has ended."""
         with self._wake:
-            if self._thread is None:
-                done: Future[None] = Future()
-                fulfil(done)
-                return done
-            self._stopping = self._urgent = True
-            self._wake.notify()
-            return self._stopped
+            if self._thread is not None:
+                self._stopping = self._urgent = True
+                self._wake.notify()
+                return self._stopped
+        written = self._written_here()
+        if self._threadless:
+            self._threadless = False
+            self._attempt(self._recorder.finish)
+        return written
 
     @property
     def running(self) -> bool:
-        """Whether the thread was started and has not ended."""
-        return self._thread is not None
+        """Whether it was started and has not ended."""
+        return self._thread is not None or self._threadless
+
+    def _written_here(self) -> Future[None]:
+        """A promise that is kept, after all that waits was written in this thread if there is no other for it."""
+        if self._threadless:
+            with self._wake:
+                self._urgent = True
+            self._write_what_waits(0)
+        done: Future[None] = Future()
+        fulfil(done)
+        return done
 
     def _promise(self) -> Future[None]:
         promise: Future[None] = Future()

@@ -109,11 +109,9 @@ class Proxy:
             await site.start()
         except OSError as error:
             await self.stop()
-            other = (
-                "--host"
-                if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
-                else "--port"
-            )
+            # From 3.13 on asyncio gives no number if no address can be had.
+            elsewhere = isinstance(error, socket.gaierror) or error.errno in (errno.EADDRNOTAVAIL, None)
+            other = "--host" if elsewhere else "--port"
             raise InputError(
                 f"cannot listen at {settings.host}:{settings.port}: {error.strerror or error}; give another {other}"
             ) from error

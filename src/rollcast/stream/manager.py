@@ -303,6 +303,7 @@ class StreamingManager:
 
     def drain_sync(self, timeout: float | None = None) -> None:
         """Do the same as `drain`, for code without an event loop. Inside an event loop it waits only for threaded observers."""
+        self._roster.take_here_at_exit()
         self.fanout.drain_sync(timeout)
 
     async def aclose(self) -> None:

@@ -174,11 +174,12 @@ class Pump:
             self._ensure_running_locked(passing=True)
 
     def run_here(self) -> None:
-        """Run a shift in this thread, which has no event loop, if none could begin for an observer that leaves."""
+        """Run a shift in this thread, which has no event loop, if none could begin: for an observer that leaves, and at exit for any."""
         with self._lock:
-            if self.state != "idle" or not self.delivery.ended:
+            ended = self.delivery.ended
+            if self.state != "idle" or not (ended or (self.delivery.items and aio.interpreter_exits())):
                 return
-            shift = self._new_shift_locked()
+            shift = self._new_shift_locked(passing=not ended)
         aio.run(self._work_here(shift))
 
     async def _work_here(self, shift: Shift) -> None:

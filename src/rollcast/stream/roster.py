@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Protocol
 
+from rollcast import aio
 from rollcast.errors import InputError
 from rollcast.failures import class_name_of
 from rollcast.records import StreamEvent
@@ -106,6 +107,7 @@ class Roster:
             self._apply_locked()
         self._belonging.settle(self._leaves)
         logger.debug("removed %s", name_of(observer))
+        self.take_here_at_exit()
 
     def refresh(self, observer: StreamObserver | None) -> None:
         """See `StreamingManager.refresh`."""
@@ -219,6 +221,14 @@ class Roster:
         """Do the same as `all_closed`, but block the thread."""
         self._departures.wait_blocking()
         self._stop_background()
+
+    def take_here_at_exit(self) -> None:
+        """Hand over what waits in this thread, if the interpreter exits and no other thread could be started for that."""
+        if aio.interpreter_exits() and aio.running_loop() is None:
+            with self._lock:
+                pumps = self.pumps_locked()
+            for pump in (*pumps, *self._departures.pumps):
+                pump.run_here()
 
     def _stop_background(self) -> None:
         if not self._departures:  # otherwise a slow observer may still run there

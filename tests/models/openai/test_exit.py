@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 PROGRAM = """
-import os, sys
+import os, sys, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # from 3.12 on Python says that a fork with threads is dangerous
 from rollcast import BaseAgent
 from rollcast.models.openai import OpenAIBackend
 from rollcast.models.tiny.backend import CHECKPOINT

@@ -1,0 +1,75 @@
+"""The thread that writes a record, where there is none."""
+
+import threading
+
+import pytest
+
+from rollcast.archive.worker import Worker
+from rollcast.records import StreamEvent, StreamEventType
+
+
+class Recorder:
+    """Notes what is asked of it, and in which thread."""
+
+    def __init__(self):
+        self.calls, self.threads = [], set()
+
+    def _note(self, what):
+        self.calls.append(what)
+        self.threads.add(threading.get_ident())
+
+    def open(self):
+        self._note("open")
+
+    def record(self, events, trajectories, lost):
+        self._note(len(events))
+
+    def beat(self):
+        self._note("beat")
+
+    def finish(self):
+        self._note("finish")
+
+
+@pytest.fixture
+def no_threads(monkeypatch):
+    """No thread can be started."""
+
+    def start(thread):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+
+def events(count):
+    return [StreamEvent.now(StreamEventType.REWARD, "chain_0", reward=1.0) for _ in range(count)]
+
+
+def test_what_cannot_have_a_thread_at_exit_is_written_in_the_thread_that_waits(no_threads, monkeypatch):
+    """A program may end before anything of it was recorded, and Python 3.12.0 and 3.12.1 start no thread then."""
+    monkeypatch.setattr("rollcast.archive.worker.interpreter_exits", lambda: True)
+    recorder = Recorder()
+    worker = Worker(recorder, "w")
+    worker.start()
+    worker.start()
+    assert worker.running
+    assert worker.put(events(2)) is None
+    assert worker.flush().done()
+    full = worker.put(events(10_000))
+    assert full is not None
+    assert full.done()
+    worker.put(events(3))
+    assert worker.stop().done()
+    assert worker.stop().done()
+    assert not worker.running
+    assert recorder.calls == ["open", 2, 10_000, 3, "finish"]
+    assert recorder.threads == {threading.get_ident()}
+
+
+def test_a_system_without_threads_is_said(no_threads):
+    """At any other time it is an error."""
+    worker = Worker(Recorder(), "w")
+    with pytest.raises(RuntimeError, match="can't create new thread"):
+        worker.start()
+    assert not worker.running
+    assert worker.flush().done()
