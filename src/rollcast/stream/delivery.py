@@ -65,6 +65,7 @@ class Delivery(EventQueue):
         on_full: called, with the lock held, when a lossless queue becomes full (True) and when it has room again (False).
         tokens: which chunks the reader takes; see `StreamObserver.chunk_interest`.
         encodes: whether the reader takes an `EncodableChunk` as it is.
+        follows_chains: whether it is told when a chain has closed: its reader wants to know, or its chunks may be merged.
         pulled: whether the reader takes events at its own pace, and nothing waits for it.
         asked: what the reader has not asked yet, if it is one that asks (`asked.py`); None for any other.
         names_are_meant: whether it is a mistake if the filter names chains that a run does not have.
@@ -96,6 +97,7 @@ class Delivery(EventQueue):
         self.names_are_meant = True
         self.tokens: Literal["wanted", "shared", "never"] = "wanted"
         self.encodes = False
+        self.follows_chains = True
         self.pulled = False
         self.asked: AskedChains | None = None
         self.ended = False

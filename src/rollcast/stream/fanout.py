@@ -335,8 +335,10 @@ class Fanout:
         if control.kind == "run_opened":
             for opened in list(self.run_openings):
                 opened(control.run_id)
+        of_a_chain = control.kind == "chain_closed"
         for delivery in self._deliveries:
-            delivery.put_control(control)
+            if delivery.follows_chains or not of_a_chain:
+                delivery.put_control(control)
         if control.kind == "run_closed":
             for closed in list(self.run_closings):
                 closed(control.run_id)

@@ -167,6 +167,12 @@ def is_pulled(observer: StreamObserver) -> TypeGuard[PulledObserver]:
     return inherits(observer, PulledObserver)
 
 
+def overrides_on_chain_closed(observer: StreamObserver) -> bool:
+    """Whether the observer, or its class, has an `on_chain_closed` of its own. This runs no code of the observer's."""
+    found = inspect.getattr_static(observer, "on_chain_closed", None)
+    return found is not StreamObserver.on_chain_closed
+
+
 def overrides_on_batch(observer: StreamObserver) -> bool:
     """Whether the observer's class has an `on_batch` of its own. This runs no code of the observer's."""
     return inspect.getattr_static(type(observer), "on_batch") is not StreamObserver.on_batch
