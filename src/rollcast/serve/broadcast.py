@@ -76,6 +76,9 @@ class ServerObserver(EncodingObserver):
     async def on_encodable(self, events: Sequence[Encodable]) -> None:
         self._broadcaster.take(events)
 
+    async def on_passage(self, events: Sequence[Encodable], lines: Sequence[bytes | None]) -> None:
+        self._broadcaster.take(events, lines)
+
 
 class Broadcaster:
     """Holds the history and the subscriptions, and sends events from one to the other.
@@ -141,12 +144,12 @@ class Broadcaster:
 
     # -- events come in ------------------------------------------------------------------------------------------------
 
-    def take(self, events: Sequence[Encodable]) -> None:
-        """Keep the events and make sure that they are sent."""
+    def take(self, events: Sequence[Encodable], lines: Sequence[bytes | None] | None = None) -> None:
+        """Keep the events and make sure that they are sent; `lines`: see `History.extend`."""
         first_chunk = False
         self.feeds.find()
         with self.lock:
-            position, entries = self.history.head, self.history.extend(events)
+            position, entries = self.history.head, self.history.extend(events, lines)
             for event in events:
                 if isinstance(event, EncodableChunk):  # like most events
                     first_chunk = first_chunk or event.data.offset == 0
