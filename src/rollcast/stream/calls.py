@@ -141,7 +141,8 @@ class Calls:
             self._was_slow(beat)
         elif self._suspect:
             self._waits = 0
-        if count == TURN and (time.thread_time() >= self._turn_ends[0] or ended >= self._turn_ends[1]):
+        may_be_more = count == TURN or passage is not None
+        if may_be_more and (time.thread_time() >= self._turn_ends[0] or ended >= self._turn_ends[1]):
             await self._let_others_run()
 
     async def _let_others_run(self) -> None:

@@ -199,7 +199,7 @@ def packed(values: Any, kind: type[int | float]) -> Any:
 
 
 Encodable = StreamEvent | EncodableChunk
-PASSAGE_EVENTS = 256  # in one passage, at most
+PASSAGE_EVENTS = 512  # in one passage, at most, unless they came together
 
 
 @final
