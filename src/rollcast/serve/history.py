@@ -353,7 +353,9 @@ def _all_masked(
     if not concerned or not masker.may_hold(b"\n".join([lines[i] for i in concerned])):
         return lines  # mostly; one look at all costs half as much as one at each
     for i in concerned:
-        lines[i] = masked(event_of(events[i]), lines[i], masker)
+        if masker.may_hold(lines[i]):
+            event = event_of(events[i])
+            lines[i] = masked(event, encoded(event), masker)  # what was read may say a field twice
     return lines
 
 

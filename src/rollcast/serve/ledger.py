@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.lanes import Lane, end_status, leader_of
 from rollcast.serve.history import Entry, Place, Selector
-from rollcast.stream.waiting import Encodable
 
 __all__ = ["PassedRun", "RunLedger"]
 
@@ -79,16 +78,20 @@ class RunLedger:
         self._forgotten: list[int] = []  # the last positions of forgotten runs, the latest ones
         self._long_forgotten = (0, -1)  # how many more there are, and the latest of their positions
 
-    def note(self, events: Sequence[Encodable], entries: list[Entry], position: int) -> None:
-        """Note events that came and are kept as these entries from the position on."""
+    def note(self, events: Sequence[StreamEvent], entries: list[Entry], position: int) -> None:
+        """Note what came.
+
+        Args:
+            events: the events that came, perhaps without tokens.
+            entries: as which all of them are kept.
+            position: of the first of those.
+        """
         new = self._new
         if position != self._new_from + len(new):
             self._look()
             self._new_from = position
         new += entries
-        self._telling += [
-            event for event in events if event.event_type in _TELLING and isinstance(event, StreamEvent)
-        ]
+        self._telling += [event for event in events if event.event_type in _TELLING]
         if self._unbounded + len(new) >= BOUND_EVERY:
             self._look()
             self._unbounded = 0

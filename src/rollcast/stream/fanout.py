@@ -268,12 +268,11 @@ class Fanout:
         """Whether all chains have the same targets, since no filter names a run, chain, group or source. The lock is held."""
         return self._anywhere is not None
 
-    @property
-    def token_targets(self) -> Targets | None:
-        """The deliveries that want the tokens of all chains; None if chains differ, or before the first lookup. The lock is held."""
-        return None if self._anywhere is None else self._anywhere.get(CHUNK)
-
     # -- what they get -------------------------------------------------------------------------------------------------
+
+    def targets_anywhere(self, event_type: StreamEventType) -> Targets | None:
+        """The deliveries that want such events of all chains; None if chains differ, or before the first lookup. The lock is held."""
+        return None if self._anywhere is None else self._anywhere.get(event_type)
 
     def interested(
         self, event_type: StreamEventType, chain_id: str, group_id: str | None, run_id: str, source: str

@@ -88,7 +88,7 @@ class Relay:
                 if event.__class__ is EncodableChunk and line is not None:
                     run = runs.get(event.run_id)
                     if run is not None and run.is_next_token(event):
-                        targets = self._fanout.token_targets
+                        targets = self._fanout.targets_anywhere(T.LLM_GENERATION_CHUNK)
                         if targets is None:
                             targets = run.route(event).targets_locked(T.LLM_GENERATION_CHUNK)
                         if targets is not stretch.targets:
@@ -129,6 +129,8 @@ class Relay:
         fanout, kind = self._fanout, event.event_type
         if kind is T.GAP:  # it may stand for any event of its run
             return tuple(d for d in fanout.deliveries if d.filter.wants_gap(event.run_id, event.source))
+        if (known := fanout.targets_anywhere(kind)) is not None:
+            return known
         if run is None or fanout.same_for_all_chains or not kind.known:
             # A route would remember each name of a type for ever, and takes memory for each chain.
             return fanout.interested(kind, event.chain_id, event.group_id, event.run_id, event.source)
