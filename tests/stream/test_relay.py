@@ -407,8 +407,9 @@ async def test_what_was_read_waits_as_so_many_events():
     await manager.aclose()
 
 
-async def test_what_was_read_passes_a_filter_of_the_readers_own():
-    """Event by event, as its code wants."""
+@pytest.mark.parametrize("later", [False, True])
+async def test_what_was_read_passes_a_filter_of_the_readers_own(later):
+    """Event by event, as its code wants; also if it has that filter only since the events wait."""
 
     class Short(EventFilter):
         def wants(self, event_type, chain_id="", group_id=None, run_id=""):
@@ -416,9 +417,13 @@ async def test_what_was_read_passes_a_filter_of_the_readers_own():
 
     events = await recorded()
     manager, observer = StreamingManager(), Lossless()
-    observer.filter = Short()
+    if not later:
+        observer.filter = Short()
     manager.add_observer(observer)
     manager.relay_read(read(events))
+    if later:
+        observer.filter = Short()
+        manager.refresh(observer)
     await manager.drain()
     given = [event for some, _ in observer.given for event in some]
     assert given == [event for event in events if event.event_type is T.TOOL_OBSERVATION]

@@ -118,7 +118,8 @@ class Calls:
                 events = [event for event in map(event_of, events) if delivery.passes(event)]
                 left_out = count - len(events)
             if events and not delivery.discarding:
-                await self._attempt(events[0], self._call_with_batch, events, passage)
+                whole = None if own else passage  # its filter was changed while this waited
+                await self._attempt(events[0], self._call_with_batch, events, whole)
         else:
             for begun, event in enumerate(cast("Sequence[StreamEvent]", events), delivery.begun + 1):
                 delivery.begun = begun
