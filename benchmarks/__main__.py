@@ -44,7 +44,18 @@ BENCHMARKS = {
 PARTS = {
     "attach": ("function", "openai", "langchain", "trl"),
     "page": ("paint", "delay", "wall", "long", "memory", "record", "cost"),
-    "fleet": ("load", "unwatched", "watched", "viewers", "producer", "lifecycle", "many", "memory", "soak"),
+    "fleet": (
+        "load",
+        "unwatched",
+        "watched",
+        "viewers",
+        "intake",
+        "producer",
+        "lifecycle",
+        "many",
+        "memory",
+        "soak",
+    ),
 }
 HISTORY = Path(__file__).parent / "history"
 

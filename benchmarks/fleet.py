@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fleet_hub import TOKEN
+from benchmarks.fleet_intake import intake
 from benchmarks.helper import Helper
 from benchmarks.measure import Figure, figure, paired, ratios
 from benchmarks.serve_house import Audience
@@ -247,6 +248,11 @@ def _one_producer(viewers: int, seconds: float, record: str | None) -> dict[str,
     }
 
 
+def _intake(quick: bool) -> Iterator[Figure]:
+    """What the hub does with an event, stage by stage."""
+    yield from intake(USUAL, quick=quick)
+
+
 # -- the producer ------------------------------------------------------------------------------------------------------
 
 
@@ -424,6 +430,7 @@ PARTS: dict[str, Callable[[bool], Iterator[Figure]]] = {
     "unwatched": _unwatched,
     "watched": _watched,
     "viewers": _viewers,
+    "intake": _intake,
     "producer": _producer,
     "lifecycle": _lifecycle,
     "many": _many,

@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.helper import obey
 from benchmarks.serve_house import until
 from rollcast.archive import ArchiveObserver
+from rollcast.fleet.collector import collect_seldom
 from rollcast.fleet.hub import Hub
 from rollcast.serve import ServerSettings, WebSocketStreamingServer
 from rollcast.serve.settings import Token
@@ -62,6 +63,7 @@ async def main() -> None:
     options = json.loads(sys.argv[1])
     stage = Stage(options.pop("record", None), options)
     async with stage.hub:
+        collect_seldom()  # as `rollcast hub` does
         await obey(
             {"url": stage.server.url, "port": stage.server.port},
             {"stand": stage.stand, "settle": stage.settle},

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollcast.records import EventFilter, StreamEvent, StreamEventType, decode
+from rollcast.records.secrets import Masker
 from rollcast.serve.history import ENTRY_BYTES, History, Place, Selector
 
 T = StreamEventType
@@ -142,3 +143,68 @@ def test_what_is_passed_over_at_once_holds_nothing_that_is_wanted(kinds, types, 
         assert history.has_wanted(selector, position) or not wanted
     if run is None and not types:
         assert history.has_wanted(selector, 0) == bool({T.GAP, T.of("later")} & set(kinds))
+
+
+READ = b'{"event_type":"reward","chain_id":"c","timestamp":1.5,"data":{"reward":1.0,"metrics":{"m":"%b"}},"step":null,"depth":null,"seq":3,"run_id":"r","group_id":null,"source":"w"}'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        READ % b"x",
+        READ.replace(b'"seq":3', b'"seq": 3') % b"x",
+        READ.replace(b'"step":null,', b"") % b"x",
+        READ % "größer – \u4e16\u754c".encode(),
+        READ % rb"a \" and a \n",
+        READ.replace(b'"seq"', b'"later":[1],"seq"') % b"x",
+    ],
+    ids=["ours", "spaced", "short", "wide", "escaped", "later"],
+)
+def test_what_was_read_is_kept_as_it_was_written(line):
+    """Whatever the order of its fields, and with those that this version does not know."""
+    (entry,) = History(1 << 20).extend([decode(line)], [line])
+    assert entry.data == line
+    assert (entry.seq, entry.place) == (3, Place(T.REWARD, "c", None, "r", "w"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        READ.replace(b",", b",\n") % b"x",
+        READ.replace(b",", b"\r,") % b"x",
+        READ % "a\u2028b".encode(),
+        READ % rb"\u0073ecret",
+        READ % rb"a\/b",
+        READ % (b"x" * 500 + b'","n":' + b"[" * 100 + b"]" * 100 + b',"o":"'),
+    ],
+    ids=["newline", "return", "separator", "letter", "slash", "nested"],
+)
+@pytest.mark.parametrize("together", [1, 3])
+def test_what_was_read_is_written_anew_if_a_reader_could_take_it_amiss(line, together):
+    """One that reads lines, one whose stack is nearly full, and the masker, which looks for secrets as they are usually written."""
+    kept, known = History(1 << 20), History(1 << 20)
+    entries = kept.extend([decode(line)] * together, [line] * together)
+    assert [entry.data for entry in entries] == [known.append(decode(line)).data] * together
+    assert b"\n" not in entries[0].data
+
+
+def test_a_secret_is_masked_in_what_was_read_also_if_a_field_is_there_twice():
+    """A reader takes the last of two fields of one name, and so does the masker."""
+    secret = b"sk-" + b"a1B2" * 12
+    observed = b'{"event_type":"tool_observation","chain_id":"c","timestamp":1.5,"data":{%b"call_id":"1","tool_name":"t","observation":"%b","status":"success","partial":false},"seq":3,"run_id":"r"}'
+    history = History(1 << 20, Masker(environ={}))
+    for line in (observed % (b"", secret), observed % (b'"observation":"%b",' % secret, b"nothing")):
+        (entry,) = history.extend([decode(line)], [line])
+        assert secret not in entry.data
+        assert decode(entry.data).seq == 3
+
+
+def test_events_that_were_read_and_events_that_were_made_stand_side_by_side():
+    """An event without a line is encoded."""
+    line = READ % b"x"
+    entries = History(1 << 20).extend([event(1), decode(line), event(5)], [None, line, None])
+    assert [decode(entry.data).seq for entry in entries] == [1, 3, 5]
+    assert entries[1].data == line
+    assert [entry.before for entry in entries] == [
+        sum(len(each.data) + ENTRY_BYTES for each in entries[:i]) for i in range(3)
+    ]

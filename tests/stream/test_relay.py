@@ -7,9 +7,11 @@ import pytest
 
 from doubles import interleaved, part_of_run
 from rollcast.errors import InputError
-from rollcast.records import EventFilter, StreamEvent, StreamEventType, check_events
+from rollcast.records import EventFilter, StreamEvent, StreamEventType, check_events, decode, encode
 from rollcast.stream import StreamingManager
+from rollcast.stream.observer import EncodingObserver
 from rollcast.stream.playback import Playback
+from rollcast.stream.waiting import chunk_of_line, event_of
 from rollcast.testing import EventCapture, capture_events
 
 T = StreamEventType
@@ -320,3 +322,109 @@ async def test_what_workers_left_open_closes_with_their_leader():
     await Playback([played]).play(events, lambda: None)
     for each in (capture, played):
         assert (each.closed_chains, each.closed_runs) == (["chain_0"], ["r"])
+
+
+class Lossless(EncodingObserver):
+    """Keeps what it was given, and how."""
+
+    mode = "lossless"
+
+    def __init__(self):
+        self.given = []  # the events of each call, with their lines; None: they came without
+
+    async def on_encodable(self, events):
+        self.given.append(([*events], None))
+
+    async def on_passage(self, events, lines):
+        self.given.append(([*events], [*lines]))
+
+
+class Following(Lossless):
+    """Wants to know of each chain that closes."""
+
+    def __init__(self):
+        super().__init__()
+        self.closed = []  # how many events came before each chain closed
+
+    async def on_chain_closed(self, run_id, chain_id):
+        self.closed.append(sum(len(events) for events, _ in self.given))
+
+
+def read(events):
+    """As a hub reads them from JSON."""
+    lines = [encode(event) for event in events]
+    return [(chunk_of_line(line) or decode(line), line) for line in lines]
+
+
+async def test_who_loses_nothing_and_encodes_is_given_what_was_read_in_one_piece():
+    """With the JSON of each event; what was made here has none."""
+    events = await recorded()
+    manager, observer = StreamingManager(), Lossless()
+    manager.add_observer(observer)
+    manager.relay_read([*read(events[:3]), (events[3], None), *read(events[4:])])
+    await manager.drain()
+    assert sum(len(given) for given, _ in observer.given) == len(events)
+    assert [event_of(event) for given, _ in observer.given for event in given] == events
+    lines = [line for _, lines in observer.given for line in lines]
+    assert lines == [None if at == 3 else encode(event) for at, event in enumerate(events)]
+    assert len(observer.given) == 1
+    assert manager.statistics()[0].delivered == len(events)
+    await manager.aclose()
+
+
+async def test_a_chain_that_closes_parts_what_was_read_for_those_who_want_to_know():
+    """Each is told when it has all of the chain and nothing that came after."""
+    events = await recorded()
+    manager, following, other = StreamingManager(), Following(), Lossless()
+    capture = EventCapture()
+    for observer in (following, other, capture):
+        manager.add_observer(observer)
+    manager.relay_read(read(events))
+    await manager.drain()
+    ends = [at for at, event in enumerate(events, 1) if event.event_type is T.CHAIN_END]
+    assert following.closed == ends
+    for observer in (following, other):
+        assert [event_of(event) for given, _ in observer.given for event in given] == events
+    assert capture.events == events
+    assert capture.closed_chains == ["chain_0", "chain_1"]
+    await manager.aclose()
+
+
+async def test_what_was_read_waits_as_so_many_events():
+    """In the numbers of its reader, and for the producer, who waits while the queue is full."""
+    events = await recorded()
+    manager, observer = StreamingManager(queue_limit=1), Lossless()
+    manager.add_observer(observer)
+    manager.relay_read(read(events))
+    (numbers,) = manager.statistics()
+    assert numbers.queued == len(events)
+    assert numbers.queued_bytes > sum(len(encode(event)) for event in events)
+    assert numbers.lag_s > 0
+    assert manager.fanout.congested
+    await manager.ready()
+    await manager.drain()
+    assert [event_of(event) for given, _ in observer.given for event in given] == events
+    await manager.aclose()
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_what_was_read_passes_a_filter_of_the_readers_own(later):
+    """Event by event, as its code wants; also if it has that filter only since the events wait."""
+
+    class Short(EventFilter):
+        def wants(self, event_type, chain_id="", group_id=None, run_id=""):
+            return event_type is T.TOOL_OBSERVATION
+
+    events = await recorded()
+    manager, observer = StreamingManager(), Lossless()
+    if not later:
+        observer.filter = Short()
+    manager.add_observer(observer)
+    manager.relay_read(read(events))
+    if later:
+        observer.filter = Short()
+        manager.refresh(observer)
+    await manager.drain()
+    given = [event for some, _ in observer.given for event in some]
+    assert given == [event for event in events if event.event_type is T.TOOL_OBSERVATION]
+    await manager.aclose()

@@ -114,6 +114,7 @@ def _server(options: HubOptions, made: MadeToken | None) -> WebSocketStreamingSe
 async def _serve(
     options: HubOptions, server: WebSocketStreamingServer, made: MadeToken | None, memory: _Memory
 ) -> RunRecord | None:
+    from rollcast.fleet.collector import collect_seldom  # noqa: PLC0415
     from rollcast.fleet.hub import Hub  # noqa: PLC0415  (other commands need no network)
     from rollcast.stream import StreamingManager  # noqa: PLC0415
 
@@ -134,6 +135,7 @@ async def _serve(
         with ExitStack() as stack:
             _observe(manager, hub, options, stack)
             async with hub:
+                collect_seldom()
                 with ending_on_signals(ended.set):
                     if made is not None:
                         made.keep()

@@ -13,22 +13,21 @@ Who is known and connected is in producers.py, what each has open in open_runs.p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+import msgspec
 
 from rollcast.fleet.handovers import Handovers
 from rollcast.fleet.open_runs import OpenRuns
 from rollcast.fleet.producers import Producers
-from rollcast.fleet.scrutiny import Scrutiny
+from rollcast.fleet.scrutiny import Read, Scrutiny
 from rollcast.fleet.sources import Key, Process, Source, shown
 from rollcast.records import StreamEvent
 from rollcast.serve.protocol import Hello, Publish
 from rollcast.serve.publishing import ProducerLink, Refused
-from rollcast.stream.waiting import EncodableChunk
 
 __all__ = ["Intake", "Mark", "Taken"]
-
-Read = tuple[StreamEvent | EncodableChunk, bytes | None]
 
 
 class Mark(NamedTuple):
@@ -171,18 +170,17 @@ class Intake:
         first = 0 if process.last is None else max(0, process.last + 1 - frame.seq)
         source.duplicates += min(first, len(frame.events))
         events: list[Read] = []
-        for number, raw in enumerate(frame.events[first:], frame.seq + first):
-            process.last = number
-            line = bytes(raw)
-            chunk = scrutiny.next_chunk(line)
-            if chunk is not None:
-                events.append((chunk, line))
-                continue
-            event = scrutiny.accepted(number, line)
+        lines, at, number = _lines_of(frame.events[first:]), 0, frame.seq + first
+        while (at := scrutiny.take_chunks(lines, at, events)) < len(lines):
+            event = scrutiny.accepted(number + at, lines[at])
             if event is not None:
-                events += [(hole, None) for hole in scrutiny.holes.before(event.run_id)]
-                events.append((event, line))
+                if scrutiny.holes.waiting:
+                    events += [(hole, None) for hole in scrutiny.holes.before(event.run_id)]
+                events.append((event, lines[at]))
                 self.runs.note(source, process, event)
+            at += 1
+        if lines:
+            process.last = number + len(lines) - 1
         return events + [(hole, None) for hole in scrutiny.holes.rest()]
 
     # -- what is safe --------------------------------------------------------------------------------------------------
@@ -274,6 +272,12 @@ def _not_back(source: str) -> str:
 def _key(sender: Source, frame: Publish) -> Key:
     """Whose events these are: the sender's own, unless the frame names another."""
     return frame.source or sender.name, frame.epoch or sender.epoch
+
+
+def _lines_of(events: Sequence[msgspec.Raw]) -> list[bytes]:
+    """The JSON of each event."""
+    lines = b"\n".join(events).split(b"\n")  # a third of what it takes to copy each
+    return lines if len(lines) == len(events) else [bytes(raw) for raw in events]
 
 
 def _note_missing(source: Source, process: Process, number: int) -> None:

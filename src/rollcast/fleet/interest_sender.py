@@ -41,6 +41,8 @@ class InterestSender:
         self._manager = manager
         self._links = links
         self._heartbeat_s = heartbeat_s
+        self._version = -1  # of the manager's observers, when the servers were looked for
+        self._servers: list[ServerObserver] = []
         self._latest_of: object = None  # the state of the readers that it is the interest of
         self._renew_at = time.monotonic() + heartbeat_s
 
@@ -50,8 +52,11 @@ class InterestSender:
         Viewers of a server come and go without a change of the manager's observers, since a server with a history wants everything.
         """
         await asyncio.sleep(SETTLE_S)
-        servers = self._servers()
-        now = (self._manager.fanout.version, [each.upstream.changes for each in servers])
+        version = self._manager.fanout.version
+        if version != self._version:
+            self._version, self._servers = version, self._find_servers()
+        servers = self._servers
+        now = (version, [each.upstream.changes for each in servers])
         if now != self._latest_of:
             self._latest_of = now
             self._tell(self._wanted(servers))
@@ -59,7 +64,7 @@ class InterestSender:
             self._renew_at = time.monotonic() + self._heartbeat_s
             self._send()
 
-    def _servers(self) -> list[ServerObserver]:
+    def _find_servers(self) -> list[ServerObserver]:
         leaves = [leaf for observer in self._manager.observers for leaf in observer.leaves()]
         return [leaf for leaf in leaves if isinstance(leaf, ServerObserver)]
 

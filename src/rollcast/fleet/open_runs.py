@@ -13,6 +13,7 @@ from rollcast.serve.publishing import ProducerLink
 __all__ = ["OpenRuns"]
 
 T = StreamEventType
+_WITHIN_A_CHAIN = frozenset(T) - {T.RUN_START, T.RUN_END, T.CHAIN_START, T.CHAIN_END, T.GAP}
 MOST_ENDED = 65_536  # runs that are remembered as ended
 
 
@@ -37,12 +38,13 @@ class OpenRuns:
         if not run_id:
             return
         run = process.runs.get(run_id)
+        if run is not None and kind in _WITHIN_A_CHAIN and event.chain_id in run.chains:  # like most events
+            run.last_seq = max(run.last_seq, event.seq)
+            return
         if run is None:
             run = process.runs[run_id] = Run()
             self._sources.setdefault(run_id, {})[source.name] = source
         run.last_seq = max(run.last_seq, event.seq)
-        if kind is T.LLM_GENERATION_CHUNK and event.chain_id in run.chains:
-            return
         if kind is T.RUN_START:
             run.leader = event.data.get("leader")
         elif kind is T.CHAIN_END:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rollcast.errors import DecodeError, GrammarError
@@ -15,7 +15,9 @@ from rollcast.records.grammar import Part
 from rollcast.stream.waiting import EncodableChunk, chunk_of_line
 from rollcast.text import printable_line
 
-__all__ = ["MOST_CHAINS", "MOST_RUNS", "Scrutiny"]
+__all__ = ["MOST_CHAINS", "MOST_RUNS", "Read", "Scrutiny"]
+
+Read = tuple[StreamEvent | EncodableChunk, bytes | None]  # an event with its JSON; None: it was made here
 
 T = StreamEventType
 MOST_CHAINS = 262_144  # open at a time, of one source
@@ -24,6 +26,7 @@ LONGEST_SENTENCE = 500
 LONGEST_NAME = 256  # as in filters
 MOST_SEQ = 1 << 53  # the largest number that pages can hold
 WITHIN_A_RUN = frozenset(T) - {T.RUN_START, T.RUN_END, T.GAP}
+_WITHIN_A_CHAIN = WITHIN_A_RUN - {T.CHAIN_START, T.CHAIN_SNAPSHOT}
 OF_CHAINS = frozenset(T) - {T.RUN_START, T.RUN_END, T.TRAIN_STEP, T.ERROR, T.GAP}
 
 
@@ -39,11 +42,13 @@ class _Lane(NamedTuple):
     """What the next chunk of a run is checked against.
 
     Attributes:
+        run_id: the run's id.
         run: as the hub knows it.
         part: the same, as the grammar does.
         recorded: the last `seq` that is recorded.
     """
 
+    run_id: str
     run: Run
     part: Part
     recorded: int
@@ -77,35 +82,49 @@ class Scrutiny:
         self._ended = ended
         self._lanes: dict[str, _Lane] = {}  # by run; empty again after an event that may begin or end one
 
-    def next_chunk(self, line: bytes) -> EncodableChunk | None:
-        """The next token of a generation that is open, as most events are; None for anything else, for `accepted`.
+    def take_chunks(self, lines: Sequence[bytes], at: int, into: list[Read]) -> int:
+        """Take the lines from `at` on that are each the next token of a generation that is open, as most events are.
 
         It does what `accepted` and `OpenRuns.note` do, in a third of the time.
+
+        Args:
+            lines: the JSON of events.
+            at: the index of the first line to look at.
+            into: gets each chunk with its line.
+
+        Returns:
+            The index of the first line that was not taken, which is for `accepted`.
         """
-        chunk = chunk_of_line(line)
-        if chunk is None or chunk.source != self._source.name or self.holes.waiting:
-            return None
-        lane = self._lanes.get(chunk.run_id) or self._lane_of(chunk.run_id)
-        if lane is None:
-            return None
-        run, part, recorded = lane
-        chain_id, seq, data = sys.intern(chunk.chain_id), chunk.seq, chunk.data
-        if run.leapt or chain_id not in run.chains or not recorded < seq <= MOST_SEQ:
-            return None
-        if data.logprobs is not None and len(data.logprobs) != len(data.token_ids or ()):
-            return None
-        if not part.next_chunk(chain_id, seq, data.offset, data.content):
-            return None
-        run.last_seq = max(run.last_seq, seq)
-        chunk.chain_id, chunk.source = chain_id, self._source.name  # the one copy of each
-        return chunk
+        name, lane, end = self._source.name, None, len(lines)
+        while at < end and not self.holes.waiting:
+            line = lines[at]
+            chunk = chunk_of_line(line)
+            if chunk is None or chunk.source != name:
+                break
+            if lane is None or chunk.run_id != lane.run_id:
+                lane = self._lanes.get(chunk.run_id) or self._lane_of(chunk.run_id)
+                if lane is None or lane.run.leapt:
+                    break
+            run, part = lane.run, lane.part
+            chain_id, seq, data = sys.intern(chunk.chain_id), chunk.seq, chunk.data
+            if chain_id not in run.chains or not lane.recorded < seq <= MOST_SEQ:
+                break
+            if data.logprobs is not None and len(data.logprobs) != len(data.token_ids or ()):
+                break
+            if not part.next_chunk(chain_id, seq, data.offset, data.content):
+                break
+            run.last_seq = max(run.last_seq, seq)
+            chunk.chain_id, chunk.run_id, chunk.source = chain_id, lane.run_id, name  # the one copy of each
+            into.append((chunk, line))
+            at += 1
+        return at
 
     def _lane_of(self, run_id: str) -> _Lane | None:
         run, part = self._process.runs.get(run_id), self._process.grammar.part_of(self._source.name, run_id)
         if run is None or part is None:
             return None
         recorded = self._recorded.get((run_id, self._source.name), -1) if self._process.before else -1
-        lane = self._lanes[run_id] = _Lane(run, part, recorded)
+        lane = self._lanes[run_id] = _Lane(run_id, run, part, recorded)
         return lane
 
     def accepted(self, number: int, line: bytes) -> StreamEvent | None:
@@ -113,6 +132,10 @@ class Scrutiny:
         event: StreamEvent | None = None
         try:
             event = decode_unchecked(line)
+            if (lane := self._lane_within(event)) is not None:  # like most events
+                checked_event(event)
+                self._process.grammar.feed_within(lane.part, event)
+                return event
             run = self._process.runs.get(event.run_id)
             if run is None or event.event_type not in WITHIN_A_RUN:
                 self._lanes.clear()
@@ -137,6 +160,15 @@ class Scrutiny:
         else:
             return event
         return None
+
+    def _lane_within(self, event: StreamEvent) -> _Lane | None:
+        """The lane of an event of an open chain, of which nothing but its data and its order is to be checked; None for any other."""
+        if event.event_type not in _WITHIN_A_CHAIN or event.source != self._source.name:
+            return None
+        lane = self._lanes.get(event.run_id) or self._lane_of(event.run_id)
+        if lane is None or lane.run.leapt or event.chain_id not in lane.run.chains:
+            return None
+        return lane if lane.recorded < event.seq <= MOST_SEQ else None
 
     def _is_recorded(self, event: StreamEvent) -> bool:
         """Whether the record of a hub that was restarted has it.

@@ -12,7 +12,7 @@ from rollcast.records.filter import Names
 from rollcast.stream.delivery import Delivery, ObserverStatistics
 from rollcast.stream.fanout import Fanout
 from rollcast.stream.observer import PulledObserver
-from rollcast.stream.queue import Control, Item
+from rollcast.stream.queue import Control, Single
 from rollcast.stream.waiting import event_of
 
 __all__ = ["AsyncGeneratorStreamObserver"]
@@ -52,7 +52,7 @@ class AsyncGeneratorStreamObserver(PulledObserver):
         run = await self._claim()
         if run is None:
             return
-        items: deque[Item] = deque()
+        items: deque[Single] = deque()
         finished = False
         try:
             while not finished:
@@ -90,11 +90,11 @@ class AsyncGeneratorStreamObserver(PulledObserver):
                 self._waiters.append(waiter)
             await waiter
 
-    def _leave(self, run: _Run, unread: list[Item], *, finished: bool) -> None:
+    def _leave(self, run: _Run, unread: list[Single], *, finished: bool) -> None:
         """Forget a run that was read to its end. One that was left early can be read further while it lasts."""
         with self.lock:
             run.being_read, run.left = False, True
-            run.delivery.put_back(unread)
+            run.delivery.put_back([*unread])
             run.delivery.leave_locked()
             if finished or run.delivery.ended:
                 self._forget_locked(run)

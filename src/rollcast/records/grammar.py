@@ -92,6 +92,7 @@ class GrammarChecker:
         self._types = frozenset(T) if types is None else frozenset(types)
         self._unchecked = _unchecked(self._types)
         self._late = late or types is not None
+        self._rules = {kind: rule for kind, rule in _RULES.items() if kind not in self._unchecked}
         self._runs: dict[tuple[str, str], Part] = {}
         self._ended_runs: dict[tuple[str, str], None] = {}  # the latest last
 
@@ -139,6 +140,18 @@ class GrammarChecker:
         elif event.chain_id:
             self._feed_chain(run, event)
 
+    def feed_within(self, part: Part, event: StreamEvent) -> None:
+        """Do the same as `feed` for an event of this part, of any type but `run_start`, `run_end`, `gap` and `chain_snapshot`.
+
+        Raises:
+            GrammarError: it is not allowed here.
+        """
+        if event.seq <= part.last_seq:
+            raise _error(event, f"seq {part.last_seq} came before it")
+        part.last_seq = event.seq
+        if event.chain_id:
+            self._feed_chain(part, event)
+
     def part_of(self, source: str, run_id: str) -> Part | None:
         """A source's part of a run, for `Part.next_chunk`; None if it is not open, or the filter may hide what belongs to a chunk.
 
@@ -172,6 +185,10 @@ class GrammarChecker:
     def _feed_chain(self, run: Part, event: StreamEvent) -> None:
         kind, name = event.event_type, event.chain_id
         chain = run.chains.get(name)
+        rule = self._rules.get(kind)
+        if chain is not None and rule is not None and kind is not T.CHAIN_END:  # like most events
+            rule(chain, event)
+            return
         if kind is T.CHAIN_START:
             if chain is not None or name in run.ended_chains:
                 raise _error(event, "its chain has started already")
@@ -197,8 +214,8 @@ class GrammarChecker:
                 raise _error(event, "its chain has not started")
             chain = run.chains[name] = _joined(event)
             self._forget_unchecked(chain)
-        if kind in _RULES and kind not in self._unchecked:
-            _RULES[kind](chain, event)
+        if rule is not None:
+            rule(chain, event)
         if kind is T.CHAIN_END:
             del run.chains[name]
             run.ended_chains[name] = None

@@ -42,7 +42,7 @@ logger = logging.getLogger("rollcast.serve")
 
 T = StreamEventType
 CHUNK, GAP = T.LLM_GENERATION_CHUNK, T.GAP  # looked up for every token
-RUN_START, RUN_END = T.RUN_START, T.RUN_END
+TELLING = frozenset((CHUNK, GAP, T.RUN_START, T.RUN_END))  # what `_look_at` looks at
 CHANGED_GAP = "the filter was changed before all snapshots had been sent, and the server began anew"
 
 
@@ -75,6 +75,9 @@ class ServerObserver(EncodingObserver):
 
     async def on_encodable(self, events: Sequence[Encodable]) -> None:
         self._broadcaster.take(events)
+
+    async def on_passage(self, events: Sequence[Encodable], lines: Sequence[bytes | None]) -> None:
+        self._broadcaster.take(events, lines)
 
 
 class Broadcaster:
@@ -141,18 +144,17 @@ class Broadcaster:
 
     # -- events come in ------------------------------------------------------------------------------------------------
 
-    def take(self, events: Sequence[Encodable]) -> None:
-        """Keep the events and make sure that they are sent."""
-        first_chunk = False
+    def take(self, events: Sequence[Encodable], lines: Sequence[bytes | None] | None = None) -> None:
+        """Keep the events and make sure that they are sent; `lines`: see `History.extend`."""
         self.feeds.find()
+        made = [event for event in events if isinstance(event, StreamEvent)]
+        first_chunk = 0 in [event.data.offset for event in events if isinstance(event, EncodableChunk)]
         with self.lock:
-            position, entries = self.history.head, self.history.extend(events)
-            for event in events:
-                if isinstance(event, EncodableChunk):  # like most events
-                    first_chunk = first_chunk or event.data.offset == 0
-                else:
+            position, entries = self.history.head, self.history.extend(events, lines)
+            for event in made:
+                if event.event_type in TELLING:
                     first_chunk = self._look_at(event) or first_chunk
-            self.ledger.note(events, entries, position)
+            self.ledger.note(made, entries, position)
             self.feeds.came()
             loop = self._loop
             head, total = self._flushed
@@ -174,7 +176,7 @@ class Broadcaster:
         if kind is CHUNK:
             return bool(event.data.get("offset") == 0)
         # A gap with a status stands for the end of a relayed run.
-        if kind is RUN_START or kind is RUN_END or (kind is GAP and "run_status" in event.data):
+        if kind is not GAP or "run_status" in event.data:
             self.upstream.runs.note(event)
         return False
 

@@ -5,17 +5,19 @@ A position counts every event since the history began, kept or not, so a cursor 
 
 from __future__ import annotations
 
+import re
 import secrets
 import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from rollcast.errors import DecodeError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.records.codec import decode_unchecked, encode_described, encode_lines
+from rollcast.records.codec import decode_unchecked, encode_described, encode_lines, one_line_json
 from rollcast.records.event import ExtendedEvent
 from rollcast.records.jsonable import DEPTH_LIMIT, as_json, nests_deeply
 from rollcast.records.lanes import Lane
@@ -33,6 +35,8 @@ WITHIN = ".within"  # ends a cursor in the middle of snapshots
 MAX_PLACES = 65536
 MAX_VERDICTS = 4096  # for one filter; clients may have many filters
 EVERYTHING = EventFilter()
+Lines = Sequence[bytes | None]  # the JSON of each event; None: it is not known
+_ESCAPE = re.compile(rb"\\[u/]")  # a search for one byte, until it is there
 
 
 def _one_copy(name: Any) -> Any:
@@ -168,9 +172,8 @@ class History:
         self._name = secrets.token_hex(6)
         self._entries: list[Entry] = []
         self._first = 0  # index of the oldest kept entry; those before it will be cut off
-        self._places: dict[Place, Place] = {}
-        # The latest by type, chain and run: a third of what it takes to make a place and look it up.
-        self._latest_places: dict[tuple[StreamEventType, str, str], Place] = {}
+        # Looked up by a plain tuple, which takes a third of what it takes to make a place.
+        self._places: dict[tuple[StreamEventType, str, str | None, str, str], Place] = {}
         # By type, and for all types together that this version does not know: no such event stands at this position or behind.
         self._latest: dict[StreamEventType | None, int] = {}
 
@@ -183,49 +186,52 @@ class History:
         """Keep the event, and drop the oldest ones that no longer fit."""
         return self.extend([event])[0]
 
-    def extend(self, events: Sequence[Encodable]) -> list[Entry]:
-        """Keep the events, and drop the oldest ones that no longer fit."""
-        lines = _all_encoded(events)
+    def extend(self, events: Sequence[Encodable], read: Lines | None = None) -> list[Entry]:
+        """Keep the events, and drop the oldest ones that no longer fit.
+
+        Args:
+            events: the events.
+            read: the JSON that each was read from; None for one that was made here, or for all.
+        """
+        lines = _all_encoded(events) if read is None else _all_as_read(events, read)
+        kinds = [event.event_type for event in events]
         if self.masker is not None:
-            lines = _all_masked(events, lines, self.masker)
-        entries = []
-        total, places = self.total, self._latest_places
-        for event, data in zip(events, lines, strict=True):
-            kind = event.event_type
-            place = places.get((kind, event.chain_id, event.run_id))
-            if place is None or event.group_id != place.group_id or event.source != place.source:
-                place = self._place_of(event)
-            first = seq = event.seq
-            if kind is CHUNK and isinstance(event, StreamEvent):
-                first = event.data.get("from_seq", seq)
-            entries.append(Entry(data, place, seq, first, total))
-            total += len(data) + ENTRY_BYTES
+            lines = _all_masked(events, kinds, lines, self.masker)
+        known, place_of = self._places, self._place_of
+        places = [
+            known.get((kind, event.chain_id, event.group_id, event.run_id, event.source)) or place_of(event)
+            for kind, event in zip(kinds, events, strict=True)
+        ]
+        seqs = [event.seq for event in events]
+        firsts = [
+            event.data.get("from_seq", event.seq)
+            if isinstance(event, StreamEvent) and event.event_type is CHUNK
+            else event.seq
+            for event in events
+        ]
+        befores = [*accumulate([len(line) + ENTRY_BYTES for line in lines], initial=self.total)]
+        self.total = befores.pop()
+        entries = [*map(Entry, lines, places, seqs, firsts, befores)]
         self._entries += entries
         self.head += len(entries)
-        self.total = total
-        for kind in {event.event_type for event in events}:
+        for kind in set(kinds):
             self._latest[kind if kind.known else None] = self.head
-        if len(self._places) > MAX_PLACES:
-            self._places.clear()
-            self._latest_places.clear()
-        if entries and total - self._entries[self._first].before > self.limit:
+        if len(known) > MAX_PLACES:
+            known.clear()
+        if entries and self.total - self._entries[self._first].before > self.limit:
             self._evict()
         return entries
 
     def _place_of(self, event: Encodable) -> Place:
         """The one copy of the event's place, with the one copy of each name in it: a chain has several, as many as its events have types."""
-        place = Place(event.event_type, event.chain_id, event.group_id, event.run_id, event.source)
-        known = self._places.get(place)
-        if known is None:
-            known = place._replace(
-                chain_id=_one_copy(place.chain_id),
-                group_id=_one_copy(place.group_id),
-                run_id=_one_copy(place.run_id),
-                source=_one_copy(place.source),
-            )
-            self._places[known] = known
-        self._latest_places[known[0], known.chain_id, known.run_id] = known
-        return known
+        place = Place(
+            event.event_type,
+            _one_copy(event.chain_id),
+            _one_copy(event.group_id),
+            _one_copy(event.run_id),
+            _one_copy(event.source),
+        )
+        return self._places.setdefault(place, place)
 
     def _evict(self) -> None:
         first, entries = self._first, self._entries
@@ -316,13 +322,40 @@ def _all_encoded(events: Sequence[Encodable]) -> list[bytes]:
     return data
 
 
-def _all_masked(events: Sequence[Encodable], lines: list[bytes], masker: Masker) -> list[bytes]:
+def _all_as_read(events: Sequence[Encodable], read: Lines) -> list[bytes]:
+    """The JSON that each event was read from; encoded anew if it cannot be passed on as it is."""
+    lines = [encoded(event) if line is None else line for event, line in zip(events, read, strict=True)]
+    if _is_foreign(b"".join(lines)):  # one look at all costs a tenth of one at each
+        pairs = zip(events, lines, strict=True)
+        lines = [encoded(event) if _is_foreign(line) else line for event, line in pairs]
+    for at in [at for at, line in enumerate(lines) if len(line) >= SHALLOW_BYTES]:
+        event = events[at]
+        if isinstance(event, StreamEvent):  # the others cannot nest
+            lines[at] = _shallow(event, lines[at])
+    return lines
+
+
+def _is_foreign(data: bytes) -> bool:
+    """Whether the JSON has what ours never has, or seldom.
+
+    That is a line break between fields, or a character that some readers take for one; or an escape that could hide a secret from the masker.
+    """
+    broken = b"\n" in data or b"\r" in data or one_line_json(data) is not data
+    return broken or _ESCAPE.search(data) is not None
+
+
+def _all_masked(
+    events: Sequence[Encodable], kinds: Sequence[StreamEventType], lines: list[bytes], masker: Masker
+) -> list[bytes]:
     """`masked` of each event but the tokens: what an agent's model wrote came from no outside."""
-    concerned = [i for i, event in enumerate(events) if masker.concerns(event.event_type)]
+    foreign = {kind for kind in set(kinds) if masker.concerns(kind)}
+    concerned = [i for i, kind in enumerate(kinds) if kind in foreign]
     if not concerned or not masker.may_hold(b"\n".join([lines[i] for i in concerned])):
         return lines  # mostly; one look at all costs half as much as one at each
     for i in concerned:
-        lines[i] = masked(event_of(events[i]), lines[i], masker)
+        if masker.may_hold(lines[i]):
+            event = event_of(events[i])
+            lines[i] = masked(event, encoded(event), masker)  # what was read may say a field twice
     return lines
 
 

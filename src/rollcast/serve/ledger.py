@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.lanes import Lane, end_status, leader_of
 from rollcast.serve.history import Entry, Place, Selector
-from rollcast.stream.waiting import Encodable
 
 __all__ = ["PassedRun", "RunLedger"]
 
 _TELLING = frozenset({StreamEventType.RUN_START, StreamEventType.RUN_END, StreamEventType.GAP})
 MAX_RUNS = 4096  # runs of several sources count once for each
 MAX_PLACES = 32768  # in all runs; with more, the places of the runs that were silent longest are forgotten
-BOUND_EVERY = 4096  # events
+BOUND_EVERY = 4096  # events; so many are put aside until they are looked at,
+PUT_ASIDE_BYTES = 1 << 20  # or so many bytes of them
 
 
 class PassedRun:
@@ -62,43 +62,67 @@ class PassedRun:
 
 
 class RunLedger:
-    """The runs of a history, as far as they are remembered. Its owner guards it with a lock."""
+    """The runs of a history, as far as they are remembered. Its owner guards it with a lock.
+
+    What comes is only put aside, and looked at once there is much of it or somebody asks: of all the events of one place only the
+    last counts.
+    """
 
     def __init__(self) -> None:
         self._runs: dict[Lane, PassedRun] = {}
         self._led: dict[Lane, set[Lane]] = {}  # by leader, what ends with it
+        self._new: list[Entry] = []  # not looked at yet
+        self._new_from = 0  # the position of the first of them
         self._unbounded = 0  # events since the bounds were last checked
+        self._telling: list[StreamEvent] = []  # those of them that tell what becomes of a run
         self._forgotten: list[int] = []  # the last positions of forgotten runs, the latest ones
         self._long_forgotten = (0, -1)  # how many more there are, and the latest of their positions
 
-    def note(self, events: Sequence[Encodable], entries: list[Entry], position: int) -> None:
-        """Note events that came and are kept as these entries from the position on."""
+    def note(self, events: Sequence[StreamEvent], entries: list[Entry], position: int) -> None:
+        """Note what came.
+
+        Args:
+            events: the events that came, perhaps without tokens.
+            entries: as which all of them are kept.
+            position: of the first of those.
+        """
+        new = self._new
+        if position != self._new_from + len(new):
+            self._look()
+            self._new_from = position
+        new += entries
+        self._telling += [event for event in events if event.event_type in _TELLING]
+        if self._unbounded + len(new) >= BOUND_EVERY:
+            self._look()
+            self._unbounded = 0
+            self._bound()
+        elif new and new[-1].before - new[0].before >= PUT_ASIDE_BYTES:
+            self._look()
+
+    def _look(self) -> None:
+        """Take what was put aside."""
+        entries, position = self._new, self._new_from
+        if not entries:
+            return
+        runs, begun = self._runs, None
         # The last of each place. A place is kept once, so its `id` names it; its hash takes five times as long.
         last = {id(entry.place): at for at, entry in enumerate(entries)}
-        tells = False  # whether an event tells what becomes of a run
         for at in sorted(last.values()):
             entry = entries[at]
             place = entry.place
-            run = self._runs.get((place.run_id, place.source))  # type: ignore[call-overload]  # as good as a Lane
+            run = runs.get((place.run_id, place.source))  # type: ignore[call-overload]  # as good as a Lane
             if run is None:
-                run = self._begin(place.lane, entries, position)
+                begun = begun or _firsts(entries)
+                lane = place.lane
+                run = runs[lane] = PassedRun(*lane, position + begun[lane])
             run.reached(place, position + at)
             run.last_seq = entry.seq
-            tells = tells or place.event_type in _TELLING
-        if tells:
-            for event in events:
-                if isinstance(event, StreamEvent) and event.event_type in _TELLING:
-                    self._note_status(self._runs[Lane(event.run_id, event.source)], event)
+        telling, self._telling = self._telling, []
+        for event in telling:
+            self._note_status(runs[Lane(event.run_id, event.source)], event)
+        self._new_from = position + len(entries)
         self._unbounded += len(entries)
-        if self._unbounded >= BOUND_EVERY:
-            self._unbounded = 0
-            self._bound()
-
-    def _begin(self, lane: Lane, entries: list[Entry], position: int) -> PassedRun:
-        """Note a run that begins among these entries."""
-        first = next(at for at, entry in enumerate(entries) if entry.place.lane == lane)
-        run = self._runs[lane] = PassedRun(*lane, position + first)
-        return run
+        entries.clear()
 
     def _note_status(self, run: PassedRun, event: StreamEvent) -> None:
         if event.event_type is StreamEventType.RUN_START and (leader := leader_of(event)) is not None:
@@ -128,13 +152,24 @@ class RunLedger:
 
     def run(self, lane: Lane) -> PassedRun | None:
         """What is remembered of a run on one source."""
+        self._look()
         return self._runs.get(lane)
 
     def passed(self, selector: Selector, since: int) -> list[PassedRun]:
         """The runs with events that the filter wants at this position or after it; the earliest first."""
+        self._look()
         return [run for run in self._runs.values() if run.has_for(selector, since)]
 
     def forgotten(self, since: int) -> int:
         """At most how many forgotten runs had events at this position or after it."""
         count, latest = self._long_forgotten
         return sum(last >= since for last in self._forgotten) + (count if latest >= since else 0)
+
+
+def _firsts(entries: Sequence[Entry]) -> dict[Lane, int]:
+    """By run and source, which of the entries is its first."""
+    of_places = {id(entries[at].place): at for at in range(len(entries) - 1, -1, -1)}
+    firsts: dict[Lane, int] = {}
+    for at in sorted(of_places.values()):
+        firsts.setdefault(entries[at].place.lane, at)
+    return firsts

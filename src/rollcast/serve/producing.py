@@ -58,9 +58,9 @@ __all__ = [
 
 T = StreamEventType
 
-FRAME_EVENTS = 256  # one `publish` frame has at most so many events,
-FRAME_BYTES = 64 << 10  # or is sent once it has as many bytes
-FLUSH_S = 0.025  # an event waits here for no longer, if the hub keeps up
+FRAME_EVENTS = 512  # one `publish` frame has at most so many events,
+FRAME_BYTES = 128 << 10  # or is sent once it has as many bytes
+FLUSH_S = 0.05  # an event waits here for no longer, if the hub keeps up
 WINDOW_BYTES = 4 << 20  # of events that were sent and are not acknowledged; the others wait
 _ENVELOPE = 1024  # bytes that a frame may have besides its events
 MOST_RECEIVED = 1 << 20  # bytes of a message of the hub

@@ -142,6 +142,15 @@ class Subscription:
         return framing
 
 
+class Outgoing(NamedTuple):
+    """A batch that is sent: its events, the cursor after them, and which part of how many it is."""
+
+    events: Sequence[bytes]
+    cursor: str
+    part: int = 1
+    parts: int = 1
+
+
 class Sender:
     """Frames batches and sends them.
 
@@ -163,6 +172,15 @@ class Sender:
         parts: int = 1,
     ) -> None:
         """Send a batch to each member in one message; those with equal ids share its bytes. Plain clients get the bare events."""
+        self._send(members, [Outgoing(events, cursor, part, parts)])
+
+    def send_several(
+        self, members: Sequence[Subscription], batches: Sequence[tuple[Sequence[bytes], str]]
+    ) -> None:
+        """Send batches, each with its cursor, to each member: in a message each, which are given to the network together."""
+        self._send(members, [Outgoing(events, cursor) for events, cursor in batches])
+
+    def _send(self, members: Sequence[Subscription], batches: Sequence[Outgoing]) -> None:
         transmit = self.transmit
         if transmit is None or not members:
             return
@@ -174,10 +192,17 @@ class Sender:
             if framing != latest:  # most have that of the one before
                 outlets, latest = groups.setdefault(framing, []), framing
             outlets.append(subscription.outlet)
-        joined = b"" if groups.keys() == {PLAIN} else b",".join(events)
+        framed = [] if groups.keys() == {PLAIN} else [b",".join(batch.events) for batch in batches]
         for (plain, name), outlets in groups.items():
             if plain:
-                transmit(outlets, *events)
+                transmit(outlets, *(event for batch in batches for event in batch.events))
             else:
-                transmit(outlets, batch_frame(name, cursor, joined, part, parts))
-        self.batches += 1
+                pairs = zip(batches, framed, strict=True)
+                transmit(
+                    outlets,
+                    *(
+                        batch_frame(name, each.cursor, events, each.part, each.parts)
+                        for each, events in pairs
+                    ),
+                )
+        self.batches += len(batches)

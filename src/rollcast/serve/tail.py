@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import accumulate
 
 from rollcast.records import StreamEvent
 from rollcast.records.codec import decode_unchecked
@@ -76,8 +78,9 @@ class LiveTail:
                 subscription.behind = False
         if told is None:
             self._told(members, window[:end], silent=True)
-        for events, to in batches:
-            self._send(members, events, position + to)
+        if batches:
+            cursor = self.history.cursor
+            self._sender.send_several(members, [(events, cursor(position + to)) for events, to in batches])
         return not shortening and reached < head
 
     def _batches(
@@ -92,6 +95,8 @@ class LiveTail:
         batch: list[bytes] = []
         size = given = end = 0
         shortening = False
+        if selector.all and (room is None or self._all_fit(window, room)):
+            return *self._all_in_batches(window), False
         for end, entry in enumerate(window, 1):
             if not (selector.all or wants(entry.place)):
                 continue
@@ -118,6 +123,26 @@ class LiveTail:
         if batch:
             batches.append((batch, end))
         return batches, end, shortening
+
+    def _all_fit(self, window: list[Entry], room: int) -> bool:
+        """Whether no batch of these entries can have more bytes, with its commas, than a message has room for."""
+        longest = max([len(entry.data) for entry in window], default=0)
+        return longest + self.settings.batch_bytes + self.settings.batch_events <= room
+
+    def _all_in_batches(self, window: list[Entry]) -> tuple[list[tuple[list[bytes], int]], int]:
+        """As `_batches` for clients that want everything and have room for any batch: nothing is decided for each event."""
+        most_events, most_bytes = self.settings.batch_events, self.settings.batch_bytes
+        data = [entry.data for entry in window]
+        sizes = [0, *accumulate(map(len, data))]  # of the first so many entries
+        batches: list[tuple[list[bytes], int]] = []
+        begin = 0
+        while begin < len(data) and sizes[begin] < PORTION_BYTES:
+            end = min(
+                bisect_left(sizes, sizes[begin] + most_bytes, begin + 1), begin + most_events, len(data)
+            )
+            batches.append((data[begin:end], end))
+            begin = end
+        return batches, begin
 
     def give_merged(self, subscription: Subscription, head: int) -> bool:
         """Send a larger portion, with merged chunks, to a client that fell behind. Returns the same as `give`."""

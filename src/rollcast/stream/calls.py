@@ -18,7 +18,7 @@ from rollcast.stream.delivery import Delivery
 from rollcast.stream.observer import EncodingObserver, StreamObserver, overrides_on_batch
 from rollcast.stream.own_filter import OwnFilter
 from rollcast.stream.queue import Control, Item
-from rollcast.stream.waiting import Encodable, Event, encodable_of, event_of
+from rollcast.stream.waiting import Encodable, Event, Passage, encodable_of, event_of
 
 __all__ = ["FAILURES_TO_DETACH", "Calls"]
 
@@ -85,8 +85,9 @@ class Calls:
         events: list[Encodable] = []
         taken: Callable[[Event], Encodable] = encodable_of if self.delivery.encodes else event_of
         for item in items:
-            if type(item) is not Control:
-                events.append(taken(item))
+            whole = type(item) is Control or type(item) is Passage
+            if not whole:
+                events.append(taken(cast("Event", item)))
                 if len(events) < TURN:
                     continue
             batch, events = events, []
@@ -95,22 +96,30 @@ class Calls:
             if type(item) is Control:
                 self.delivery.begun += 1
                 await self._obey(item)
+            elif type(item) is Passage:
+                await self._hand_over(item.events, item)
         if events:
             await self._hand_over(events)
 
-    async def _hand_over(self, events: Sequence[Encodable]) -> None:
-        """Give the observer these events; only one that takes `on_encodable` is given an `EncodableChunk`."""
+    async def _hand_over(self, events: Sequence[Encodable], passage: Passage | None = None) -> None:
+        """Give the observer these events; only one that takes `on_encodable` is given an `EncodableChunk`.
+
+        Args:
+            events: the events.
+            passage: the one item of the queue that they are; None: each is an item.
+        """
         delivery, observer, task = self.delivery, self.observer, self.task
         beat = _Heartbeat() if self._suspect else None
         count, left_out, own = len(events), 0, type(delivery.filter) is OwnFilter
         began = time.perf_counter()
         if self._batched:
-            delivery.begun += count
+            delivery.begun += count if passage is None else 1
             if own:
                 events = [event for event in map(event_of, events) if delivery.passes(event)]
                 left_out = count - len(events)
             if events and not delivery.discarding:
-                await self._attempt(events[0], self._call_with_batch, events)
+                whole = None if own else passage  # its filter was changed while this waited
+                await self._attempt(events[0], self._call_with_batch, events, whole)
         else:
             for begun, event in enumerate(cast("Sequence[StreamEvent]", events), delivery.begun + 1):
                 delivery.begun = begun
@@ -133,7 +142,8 @@ class Calls:
             self._was_slow(beat)
         elif self._suspect:
             self._waits = 0
-        if count == TURN and (time.thread_time() >= self._turn_ends[0] or ended >= self._turn_ends[1]):
+        may_be_more = count == TURN or passage is not None
+        if may_be_more and (time.thread_time() >= self._turn_ends[0] or ended >= self._turn_ends[1]):
             await self._let_others_run()
 
     async def _let_others_run(self) -> None:
@@ -146,13 +156,16 @@ class Calls:
     def _begin_turn(self) -> None:
         self._turn_ends = (time.thread_time() + self._share_s, time.perf_counter() + LOADED * self._share_s)
 
-    async def _call_with_batch(self, events: Sequence[Any]) -> None:
+    async def _call_with_batch(self, events: Sequence[Any], passage: Passage | None) -> None:
         if not self.delivery.encodes:
             await self.observer.on_batch(cast("list[StreamEvent]", events))
             return
         observer = cast("EncodingObserver", self.observer)
         if observer.takes_encodable():
-            await observer.on_encodable(events)
+            if passage is None:
+                await observer.on_encodable(events)
+            else:
+                await observer.on_passage(passage.events, passage.lines)
         else:  # its `on_batch` was replaced meanwhile
             await observer.on_batch([*map(event_of, events)])
 

@@ -11,7 +11,14 @@ from rollcast.failures import by_signal, class_name_of
 from rollcast.records import EventFilter
 from rollcast.records.jsonable import described
 from rollcast.stream.identity import ByIdentity
-from rollcast.stream.observer import ChunkInterest, DeliveryMode, EncodingObserver, StreamObserver, inherits
+from rollcast.stream.observer import (
+    ChunkInterest,
+    DeliveryMode,
+    EncodingObserver,
+    StreamObserver,
+    inherits,
+    overrides_on_chain_closed,
+)
 from rollcast.stream.own_filter import guarded
 
 __all__ = ["Definition", "check_filter", "defined", "manager_of", "name_of", "set_manager"]
@@ -25,6 +32,7 @@ class Definition(NamedTuple):
         filter: which events it wants.
         lossless, threaded, loop, chunk_interest, queue_limit_bytes: see `StreamObserver`.
         encodes: whether it takes an `EncodableChunk` as it is.
+        follows_chains: whether it has an `on_chain_closed` of its own.
     """
 
     name: str
@@ -35,6 +43,7 @@ class Definition(NamedTuple):
     chunk_interest: ChunkInterest
     queue_limit_bytes: int
     encodes: bool
+    follows_chains: bool
 
 
 def defined(observer: StreamObserver) -> ByIdentity[StreamObserver, Definition]:
@@ -99,7 +108,10 @@ def _definition(leaf: Any, wanted: Any, outer: str) -> Definition:
         raise InputError(f"{name}.queue_limit_bytes is {_shown(limit)}; expected a number of bytes")
     interest: ChunkInterest = tokens  # type: ignore[assignment]  # it is one of them
     encodes = inherits(leaf, EncodingObserver) and _takes_encodable(leaf, name)
-    return Definition(name, guarded(wanted), mode == "lossless", threaded, loop, interest, limit, encodes)
+    follows_chains = overrides_on_chain_closed(leaf)
+    return Definition(
+        name, guarded(wanted), mode == "lossless", threaded, loop, interest, limit, encodes, follows_chains
+    )
 
 
 def _takes_encodable(leaf: EncodingObserver, name: str) -> bool:

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 
@@ -23,7 +23,7 @@ from rollcast.failures import by_signal, text_and_place
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.stream.asked import AskedChains
 from rollcast.stream.own_filter import OwnFilter
-from rollcast.stream.queue import Control, EventQueue, Item
+from rollcast.stream.queue import Control, EventQueue, Item, Single, events_of, single
 from rollcast.stream.waiting import event_of
 
 __all__ = ["Delivery", "ObserverStatistics", "Snapshots", "ensure_not_in_own_hook"]
@@ -65,6 +65,7 @@ class Delivery(EventQueue):
         on_full: called, with the lock held, when a lossless queue becomes full (True) and when it has room again (False).
         tokens: which chunks the reader takes; see `StreamObserver.chunk_interest`.
         encodes: whether the reader takes an `EncodableChunk` as it is.
+        follows_chains: whether it is told when a chain has closed: its reader wants to know, or its chunks may be merged.
         pulled: whether the reader takes events at its own pace, and nothing waits for it.
         asked: what the reader has not asked yet, if it is one that asks (`asked.py`); None for any other.
         names_are_meant: whether it is a mistake if the filter names chains that a run does not have.
@@ -96,6 +97,7 @@ class Delivery(EventQueue):
         self.names_are_meant = True
         self.tokens: Literal["wanted", "shared", "never"] = "wanted"
         self.encodes = False
+        self.follows_chains = True
         self.pulled = False
         self.asked: AskedChains | None = None
         self.ended = False
@@ -117,6 +119,11 @@ class Delivery(EventQueue):
     ) -> bool:
         """Whether the filter lets such an event pass."""
         return self.filter.wants(event_type, chain_id, group_id, run_id, source)
+
+    @property
+    def takes_passages(self) -> bool:
+        """Whether events may be put in as a `Passage`."""
+        return self.lossless and self.encodes and not self.pulled and type(self.filter) is not OwnFilter
 
     def wants_ids(self, chain_id: str, group_id: str | None, run_id: str, source: str) -> bool:
         """Whether the filter asks for the ids of this chain's generations."""
@@ -146,7 +153,7 @@ class Delivery(EventQueue):
     def put_back(self, items: list[Item]) -> None:
         """See `EventQueue.put_back`."""
         if self.discarding:
-            self.dropped += sum(not isinstance(item, Control) for item in items)
+            self.dropped += len(events_of(items))
             items = []
         super().put_back(items)
 
@@ -164,7 +171,7 @@ class Delivery(EventQueue):
 
     # -- the reader's side ---------------------------------------------------------------------------------------------
 
-    async def take(self) -> list[Item]:
+    async def take(self) -> list[Single]:
         """Wait for items and take them, oldest first; empty if the delivery has ended and nothing is left."""
         while True:
             with self.lock:
@@ -173,8 +180,8 @@ class Delivery(EventQueue):
                 waiter = None if items or over else self.sleep_locked()
             if waiter is not None:
                 await waiter
-            elif over or (items := self._passing(items)):
-                return items
+            elif over or (passing := self._passing(items)):
+                return [] if over else passing
 
     def take_locked(self) -> list[Item]:
         """Take everything that waits. Call this when what was taken before has reached the reader.
@@ -227,10 +234,10 @@ class Delivery(EventQueue):
             self.on_bad_filter(error)
             return False
 
-    def _passing(self, items: list[Item]) -> list[Item]:
+    def _passing(self, items: list[Item]) -> list[Single]:
         if type(self.filter) is not OwnFilter:
-            return items
-        return [item for item in items if isinstance(item, Control) or self.passes(event_of(item))]
+            return cast("list[Single]", items)  # a `Passage` is only put in for a pump
+        return [item for item in single(items) if isinstance(item, Control) or self.passes(event_of(item))]
 
     def _bad_filter(self, error: BaseException) -> None:
         if self.first_time("filter"):
@@ -256,13 +263,13 @@ class Delivery(EventQueue):
     def statistics(self) -> ObserverStatistics:
         """The current counts. The lock is held."""
         waiting = self.waiting
-        known = (item for item in self._in_flight if not isinstance(item, Control))
-        oldest = next(known, waiting[0] if waiting else None)
+        in_flight = events_of(self._in_flight)
+        oldest = next(iter(in_flight or waiting), None)
         return ObserverStatistics(
             name=self.reader,
             mode="lossless" if self.lossless else "coalesce",
             delivered=self.delivered,
-            queued=len(waiting) + len(self._in_flight),
+            queued=len(waiting) + len(in_flight),
             queued_bytes=self.bytes + self._bytes_in_flight,
             merged=self.merged,
             dropped=self.dropped,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import NamedTuple, Protocol
@@ -23,7 +24,7 @@ from rollcast.stream.asked import TOLD_ANYWAY, AskedChains
 from rollcast.stream.delivery import Delivery, ensure_not_in_own_hook
 from rollcast.stream.own_filter import OwnFilter
 from rollcast.stream.queue import Control, EventQueue
-from rollcast.stream.waiting import Event, Place, WaitingChunk
+from rollcast.stream.waiting import Encodable, Event, Place, WaitingChunk
 
 __all__ = ["Cut", "Fanout", "OpenPart", "OpenRun", "Route", "Silence", "Targets"]
 
@@ -154,6 +155,7 @@ class Fanout:
         version: rises whenever a delivery is added, is removed or changes its filter.
         silence: of this version; a chain that has it need not look whether somebody wants its tokens.
         crowded: whether so many chains are open that tokens wait as `WaitingChunk`.
+        follows_chains: whether a delivery is told when a chain has closed.
         runs: the open runs, by id.
         congested: the lossless deliveries that are full, which the producers wait for.
         emitted: how many events were published, by type, without those in `chunks`.
@@ -176,6 +178,7 @@ class Fanout:
         self.version = 0
         self.silence = Silence()
         self.crowded = False
+        self.follows_chains = False
         self.runs: dict[str, OpenRun] = {}
         self.emitted = dict.fromkeys(StreamEventType, 0)
         self.chunks = 0
@@ -263,6 +266,7 @@ class Fanout:
         self.silence.lasts = False
         self.silence = Silence()
         self._targets.clear()
+        self.follows_chains = any(d.follows_chains for d in self._deliveries)
         self.asking = tuple([d.asked for d in self._deliveries if d.asked is not None])
         parts = [part for delivery in self._deliveries for part in delivery.filter.alternatives]
         self.named = frozenset().union(*(p.chains or () for p in parts), *(p.groups or () for p in parts))
@@ -291,12 +295,11 @@ class Fanout:
         """Whether all chains have the same targets, since no filter names a run, chain, group or source. The lock is held."""
         return self._anywhere is not None
 
-    @property
-    def token_targets(self) -> Targets | None:
-        """The deliveries that want the tokens of all chains; None if chains differ, or before the first lookup. The lock is held."""
-        return None if self._anywhere is None else self._anywhere.get(CHUNK)
-
     # -- what they get -------------------------------------------------------------------------------------------------
+
+    def targets_anywhere(self, event_type: StreamEventType) -> Targets | None:
+        """The deliveries that want such events of all chains; None if chains differ, or before the first lookup. The lock is held."""
+        return None if self._anywhere is None else self._anywhere.get(event_type)
 
     def interested(
         self, event_type: StreamEventType, chain_id: str, group_id: str | None, run_id: str, source: str
@@ -331,19 +334,32 @@ class Fanout:
         self.count_locked(event.event_type)
         EventQueue.put_in_each(targets, event, size)
 
-    def publish_chunks_locked(self, chunks: list[Event], targets: Iterable[Delivery], size: int) -> None:
-        """Queue chunks without events that follow each other for each target, all together: `size` is the sum of their bytes."""
-        if not chunks or not targets:
-            return
-        self.emitted[CHUNK] += len(chunks)
-        for delivery in targets:
-            delivery.mixed = delivery.mixed or not delivery.encodes
-            delivery.put_all(chunks, size)
+    def publish_relayed_locked(
+        self, events: list[Encodable], lines: list[bytes | None], targets: Iterable[Delivery], size: int
+    ) -> None:
+        """Queue relayed events that follow each other for each target, all together.
 
-    def count_locked(self, event_type: StreamEventType) -> None:
-        """Count an event of this type as published."""
+        Args:
+            events: the events.
+            lines: the JSON of each; None for one that was made here.
+            targets: the deliveries that want them.
+            size: the sum of their bytes.
+        """
+        if not targets:
+            return
+        for kind, count in Counter([event.event_type for event in events]).items():
+            self.count_locked(kind, count)
+        for delivery in targets:
+            if delivery.takes_passages:
+                delivery.put_passage(events, lines, size)
+            else:
+                delivery.mixed = delivery.mixed or not delivery.encodes
+                delivery.put_all(list[Event](events), size)
+
+    def count_locked(self, event_type: StreamEventType, count: int = 1) -> None:
+        """Count events of this type as published."""
         kind = event_type if event_type in self.emitted else UNKNOWN
-        self.emitted[kind] = self.emitted.get(kind, 0) + 1
+        self.emitted[kind] = self.emitted.get(kind, 0) + count
 
     def publish_waiting_locked(self, chunk: WaitingChunk, targets: Iterable[Delivery], size: int) -> None:
         """Do the same as `publish_locked` for a chunk whose event is made later."""
@@ -362,8 +378,10 @@ class Fanout:
         if control.kind == "run_opened":
             for opened in list(self.run_openings):
                 opened(control.run_id)
+        of_a_chain = control.kind == "chain_closed"
         for delivery in self._deliveries:
-            delivery.put_control(control)
+            if delivery.follows_chains or not of_a_chain:
+                delivery.put_control(control)
         if control.kind == "run_closed":
             for closed in list(self.run_closings):
                 closed(control.run_id)

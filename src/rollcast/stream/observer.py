@@ -109,6 +109,15 @@ class EncodingObserver(StreamObserver):
     async def on_encodable(self, events: Sequence[Encodable]) -> None:
         """Take the events that are waiting, oldest first."""
 
+    async def on_passage(self, events: Sequence[Encodable], lines: Sequence[bytes | None]) -> None:
+        """Take relayed events that are waiting, oldest first, of a lossless observer.
+
+        Args:
+            events: as for `on_encodable`.
+            lines: the JSON that each was read from, as its producer wrote it; None for an event that was made here.
+        """
+        await self.on_encodable(events)
+
     async def on_event(self, event: StreamEvent) -> None:
         """See `StreamObserver.on_event`."""
         await self.on_batch([event])
@@ -165,6 +174,12 @@ def inherits(observer: object, kind: type) -> bool:
 def is_pulled(observer: StreamObserver) -> TypeGuard[PulledObserver]:
     """Whether the observer takes its events itself."""
     return inherits(observer, PulledObserver)
+
+
+def overrides_on_chain_closed(observer: StreamObserver) -> bool:
+    """Whether the observer, or its class, has an `on_chain_closed` of its own. This runs no code of the observer's."""
+    found = inspect.getattr_static(observer, "on_chain_closed", None)
+    return found is not StreamObserver.on_chain_closed
 
 
 def overrides_on_batch(observer: StreamObserver) -> bool:

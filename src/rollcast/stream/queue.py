@@ -22,15 +22,29 @@ import msgspec
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.lanes import Lane
 from rollcast.stream.waiting import (
+    PASSAGE_EVENTS,
+    Encodable,
     EncodableChunk,
     Event,
     PackedValue,
+    Passage,
     WaitingChunk,
     event_of,
     merged_waiting,
 )
 
-__all__ = ["Control", "EventQueue", "Item", "chunk_size", "compact", "event_size", "merged_chunks"]
+__all__ = [
+    "Control",
+    "EventQueue",
+    "Item",
+    "Single",
+    "chunk_size",
+    "compact",
+    "event_size",
+    "events_of",
+    "merged_chunks",
+    "single",
+]
 
 from_iterable = chain.from_iterable
 
@@ -55,7 +69,8 @@ class Control(msgspec.Struct, frozen=True):
     done: Future[None] | None = None
 
 
-Item = Event | Control
+Single = Event | Control
+Item = Single | Passage
 
 
 def event_size(event: Event) -> int:
@@ -222,7 +237,7 @@ def _joined_times(events: list[StreamEvent]) -> list[float] | None:
     return joined
 
 
-def compact(queue: list[Item], *, timed: bool = False) -> tuple[list[Item], int, int]:
+def compact(queue: Sequence[Single], *, timed: bool = False) -> tuple[list[Single], int, int]:
     """The queue with neighbouring chunks of each generation merged, and how many events and bytes that saved.
 
     `timed` is that of `merged_chunks`.
@@ -265,11 +280,11 @@ def compact(queue: list[Item], *, timed: bool = False) -> tuple[list[Item], int,
     return [merged.get(i, item) for i, item in enumerate(queue) if i not in gone], len(gone), freed
 
 
-def _step(chunk: Item) -> int | None:
+def _step(chunk: Single) -> int | None:
     return None if isinstance(chunk, Control) else chunk.step
 
 
-def _chunks_up_to(i: int, before: dict[int, int], queue: list[Item]) -> list[Event]:
+def _chunks_up_to(i: int, before: dict[int, int], queue: Sequence[Single]) -> list[Event]:
     """The chunk at `i` and those that it joins, in order."""
     places = [i]
     while (i := before.get(i, -1)) >= 0:
@@ -277,10 +292,10 @@ def _chunks_up_to(i: int, before: dict[int, int], queue: list[Item]) -> list[Eve
     return [queue[place] for place in reversed(places)]  # type: ignore[misc]  # all are chunks
 
 
-def without_ended_generations(queue: list[Item]) -> tuple[list[Item], list[Event]]:
+def without_ended_generations(queue: list[Single]) -> tuple[list[Single], list[Event]]:
     """The queue without the chunks of generations whose end is also queued, since it has the whole text; and those chunks."""
     ended: set[tuple[str, str, int | None]] = set()
-    kept: list[Item] = []
+    kept: list[Single] = []
     superseded: list[Event] = []
     for item in reversed(queue):
         if not isinstance(item, Control):
@@ -429,6 +444,25 @@ class EventQueue:
         if not self.awake:
             self.wake()
 
+    def put_passage(self, events: list[Encodable], lines: list[bytes | None], size: int) -> None:
+        """Do `put_all` for a lossless reader that takes a `Passage`; `lines`: the JSON of each event, None for one made here."""
+        if self._lost:
+            self.put_all(list[Event](events), size)
+            return
+        last = self.items[-1] if self.items else None
+        if type(last) is Passage and len(last.events) + len(events) <= PASSAGE_EVENTS:
+            last.events += events
+            last.lines += lines
+            last.size += size
+        else:
+            self.items.append(Passage([*events], [*lines], size))
+            self.mixed = True
+        self.bytes += size
+        if self.bytes > self.limit:
+            self._shrink()
+        if not self.awake:
+            self.wake()
+
     def put_control(self, control: Control) -> None:
         """Queue a hook. A `chain_closed` counts against the limit; after a loss it is left out, since snapshots follow."""
         if control.kind == "chain_closed":
@@ -469,17 +503,21 @@ class EventQueue:
     def put_back(self, items: list[Item]) -> None:
         """Put items that were taken but not read back in front; if events were dropped since, the gap covers these too."""
         if self._lost:
-            for item in items:
+            singles = single(items)
+            for item in singles:
                 if _counts(item) and not _ends(item):
                     self._lose(item)
-            items = [item for item in items if isinstance(item, Control) or _ends(item)]
+            items = [item for item in singles if isinstance(item, Control) or _ends(item)]
             self._lose_superseded(self._superseded_taken)
         else:
             _join(self._superseded, self._superseded_taken)
         self._superseded_taken = {}
         self.items[:0] = items
         self.mixed = True
-        self.bytes = sum(event_size(item) for item in self.items if _counts(item))
+        self.bytes = sum(
+            item.size if isinstance(item, Passage) else event_size(item) if _counts(item) else 0
+            for item in self.items
+        )
 
     def _shrink(self) -> None:
         if self.lossless:
@@ -487,15 +525,16 @@ class EventQueue:
                 self.full = True
                 self.became_full()
             return
-        self.items, saved, freed = compact(self.items, timed=self.timed)
+        singles, saved, freed = compact(single(self.items), timed=self.timed)
         self.merged += saved
         self.bytes -= freed
         if self.bytes > 0.75 * self.limit:
-            self.items, superseded = without_ended_generations(self.items)
+            singles, superseded = without_ended_generations(singles)
             self.merged += len(superseded)
             self.bytes -= sum(map(event_size, superseded))
             for chunk in superseded:
                 _note(self._superseded, chunk)
+        self.items = [*singles]
         if self.bytes > 0.75 * self.limit:
             self._give_up()
         self._compact_at = max(self._least_to_compact, 2 * len(self.items))
@@ -506,7 +545,7 @@ class EventQueue:
 
     def _give_up(self) -> None:
         """Drop what waits, and only count events until the reader comes back."""
-        items, self.items = self.items, []
+        items, self.items = single(self.items), []
         self._lose_superseded(self._superseded)
         self._superseded = {}
         self.bytes = 0
@@ -559,7 +598,23 @@ class EventQueue:
     @property
     def waiting(self) -> list[Event]:
         """The waiting events."""
-        return [item for item in self.items if not isinstance(item, Control)]
+        return events_of(self.items)
+
+
+def events_of(items: Iterable[Item]) -> list[Event]:
+    """The events among the items, also those in passages."""
+    return [item for item in single(items) if not isinstance(item, Control)]
+
+
+def single(items: Iterable[Item]) -> list[Single]:
+    """The items, with the events of each passage in its place."""
+    single: list[Single] = []
+    for item in items:
+        if isinstance(item, Passage):
+            single += item.events
+        else:
+            single.append(item)
+    return single
 
 
 def _opens(item: Item) -> bool:
@@ -570,6 +625,6 @@ def _ends(item: Item) -> bool:
     return isinstance(item, StreamEvent) and item.event_type is StreamEventType.RUN_END
 
 
-def _counts(item: Item) -> TypeGuard[Event]:
+def _counts(item: Single) -> TypeGuard[Event]:
     """Whether the item counts against the limit."""
     return not isinstance(item, Control) and item.event_type is not StreamEventType.CHAIN_SNAPSHOT

@@ -17,7 +17,7 @@ from rollcast.stream.fanout import Fanout, OpenPart, Route, Targets
 from rollcast.stream.folding import FoldedChain
 from rollcast.stream.queue import Control, event_size
 from rollcast.stream.shared_run import SharedRun
-from rollcast.stream.waiting import EncodableChunk, Event, event_of
+from rollcast.stream.waiting import EncodableChunk, event_of
 
 __all__ = ["Relay", "relayable"]
 
@@ -30,6 +30,7 @@ _KINDS = (
     ("data", dict),
     ("seq", int),
 )
+_OPENING_OR_ENDING = frozenset((T.RUN_START, T.RUN_END, T.GAP))  # a source's part of a run
 EVENT_BYTES, BYTES_OF_ONE = (
     400,
     3,
@@ -74,66 +75,72 @@ class Relay:
         self._fanout = fanout
         self._runs: dict[str, _RelayedRun] = {}
 
-    def pass_on_locked(self, event: StreamEvent, line: bytes | None = None) -> None:
-        """Queue the event for every reader that wants it, and the hooks around it; `line`: its JSON, if somebody has it."""
-        fanout, run_id = self._fanout, event.run_id
+    def pass_on_locked(self, event: StreamEvent) -> None:
+        """Queue the event for every reader that wants it, and the hooks around it."""
+        self.pass_all_on_locked([(event, None)])
+
+    def pass_all_on_locked(self, read: Iterable[tuple[StreamEvent | EncodableChunk, bytes | None]]) -> None:
+        """Do `pass_on_locked` for each event, given with its JSON if somebody has it. Those for the same readers are queued together."""
+        stretch = _Stretch(self._fanout)
+        runs = self._runs
+        try:
+            for event, line in read:
+                if event.__class__ is EncodableChunk and line is not None:
+                    run = runs.get(event.run_id)
+                    if run is not None and run.is_next_token(event):
+                        targets = self._fanout.targets_anywhere(T.LLM_GENERATION_CHUNK)
+                        if targets is None:
+                            targets = run.route(event).targets_locked(T.LLM_GENERATION_CHUNK)
+                        if targets is not stretch.targets:
+                            stretch.begin(targets)
+                        stretch.events.append(event)
+                        stretch.lines.append(line)
+                        continue
+                self._pass_on(event_of(event), line, stretch)
+        finally:
+            stretch.queue()
+
+    def _pass_on(self, event: StreamEvent, line: bytes | None, stretch: _Stretch) -> None:
+        run_id = event.run_id
         run = self._runs.get(run_id)
         if run is None and run_id:
-            run = self._part_of_own(run_id) if run_id in fanout.runs else self._open(run_id)
-        if event.event_type is T.GAP:  # it may stand for any event of its run
-            targets = tuple(d for d in fanout.deliveries if d.filter.wants_gap(run_id, event.source))
-        elif run is None or fanout.same_for_all_chains or not event.event_type.known:
-            # A route would remember each name of a type for ever, and takes memory for each chain.
-            targets = fanout.interested(
-                event.event_type, event.chain_id, event.group_id, run_id, event.source
-            )
-        else:
-            targets = run.route(event).targets_locked(event.event_type)
-        if targets:
-            size = event_size(event) if line is None else EVENT_BYTES + BYTES_OF_ONE * len(line)
-            fanout.publish_locked(event, targets, size)
+            stretch.queue()
+            run = self._part_of_own(run_id) if run_id in self._fanout.runs else self._open(run_id)
+        if targets := self._targets_of(event, run):
+            if targets is not stretch.targets:
+                stretch.begin(targets)
+            stretch.events.append(event)
+            stretch.lines.append(line)
         if run is None:
             return
         ended = run.note(event, line)
-        if event.event_type is T.CHAIN_END:
-            self._close_chain(run, event.chain_id)
+        kind = event.event_type
+        if kind is T.CHAIN_END:
+            self._close_chain(run, event.chain_id, stretch)
         for source in ended:
             for chain_id in run.chains_of(source):  # their ends were lost
-                self._close_chain(run, chain_id)
-        if event.event_type is T.CHAIN_START:
-            fanout.runs[run_id].announced.pop(event.chain_id, None)
+                self._close_chain(run, chain_id, stretch)
+        if kind is T.CHAIN_START:
+            self._fanout.runs[run_id].announced.pop(event.chain_id, None)
         elif ended and run.sources.over and run_id in self._runs:
-            self._close(run)
+            self._close(run, stretch)
 
-    def pass_all_on_locked(self, read: Iterable[tuple[StreamEvent | EncodableChunk, bytes | None]]) -> None:
-        """Do `pass_on_locked` for each event. Tokens that follow each other are queued together."""
-        fanout = self._fanout
-        waiting: list[Event] = []  # tokens that are not queued yet, all for the same deliveries
-        size = 0
-        targets: Targets = ()
-        for event, line in read:
-            if event.__class__ is EncodableChunk and line is not None:
-                run = self._runs.get(event.run_id)
-                if run is not None and run.is_next_token(event):
-                    wanted = fanout.token_targets
-                    if wanted is None:
-                        wanted = run.route(event).targets_locked(T.LLM_GENERATION_CHUNK)
-                    if wanted is not targets:
-                        fanout.publish_chunks_locked(waiting, targets, size)
-                        waiting, size, targets = [], 0, wanted
-                    waiting.append(event)
-                    size += EVENT_BYTES + BYTES_OF_ONE * len(line)
-                    continue
-            if waiting:
-                fanout.publish_chunks_locked(waiting, targets, size)
-                waiting, size = [], 0
-            self.pass_on_locked(event_of(event), line)
-        fanout.publish_chunks_locked(waiting, targets, size)
+    def _targets_of(self, event: StreamEvent, run: _RelayedRun | None) -> Targets:
+        fanout, kind = self._fanout, event.event_type
+        if kind is T.GAP:  # it may stand for any event of its run
+            return tuple(d for d in fanout.deliveries if d.filter.wants_gap(event.run_id, event.source))
+        if (known := fanout.targets_anywhere(kind)) is not None:
+            return known
+        if run is None or fanout.same_for_all_chains or not kind.known:
+            # A route would remember each name of a type for ever, and takes memory for each chain.
+            return fanout.interested(kind, event.chain_id, event.group_id, event.run_id, event.source)
+        return run.route(event).targets_locked(kind)
 
     def close_locked(self) -> None:
         """Close every run: nothing more will come."""
+        stretch = _Stretch(self._fanout)
         for run in list(self._runs.values()):
-            self._close(run)
+            self._close(run, stretch)
 
     def _part_of_own(self, run_id: str) -> _RelayedRun:
         """What is relayed of a run that this process has open itself; it closes with that."""
@@ -147,20 +154,58 @@ class Relay:
 
     def _open(self, run_id: str) -> _RelayedRun:
         if len(self._runs) >= self.runs_limit:
-            self._close(next(iter(self._runs.values())))
+            self._close(next(iter(self._runs.values())), _Stretch(self._fanout))
         run = self._runs[run_id] = self._fanout.runs[run_id] = _RelayedRun(self._fanout, run_id)
         self._fanout.broadcast_locked(Control("run_opened", run_id))
         return run
 
-    def _close_chain(self, run: _RelayedRun, chain_id: str) -> None:
+    def _close_chain(self, run: _RelayedRun, chain_id: str, stretch: _Stretch) -> None:
         run.forget(chain_id)
-        self._fanout.broadcast_locked(Control("chain_closed", run.run_id, chain_id))
+        if self._fanout.follows_chains:
+            stretch.queue()
+            self._fanout.broadcast_locked(Control("chain_closed", run.run_id, chain_id))
 
-    def _close(self, run: _RelayedRun) -> None:
+    def _close(self, run: _RelayedRun, stretch: _Stretch) -> None:
         for chain_id in list(run.chains):
-            self._close_chain(run, chain_id)
+            self._close_chain(run, chain_id, stretch)
+        stretch.queue()
         del self._runs[run.run_id], self._fanout.runs[run.run_id]
         self._fanout.broadcast_locked(Control("run_closed", run.run_id))
+
+
+class _Stretch:
+    """Relayed events that follow each other and are not queued yet, all for the same deliveries.
+
+    Attributes:
+        targets: the deliveries.
+        events: the events.
+        lines: the JSON of each; None: it was made here.
+    """
+
+    __slots__ = ("_fanout", "events", "lines", "targets")
+
+    def __init__(self, fanout: Fanout) -> None:
+        self.targets: Targets = ()
+        self.events: list[StreamEvent | EncodableChunk] = []
+        self.lines: list[bytes | None] = []
+        self._fanout = fanout
+
+    def begin(self, targets: Targets) -> None:
+        """Queue what was put in, and begin anew for these deliveries."""
+        self.queue()
+        self.targets = targets
+
+    def queue(self) -> None:
+        """Queue what was put in."""
+        if self.events:
+            self._fanout.publish_relayed_locked(self.events, self.lines, self.targets, self._size())
+            self.events, self.lines = [], []
+
+    def _size(self) -> int:
+        """About how much memory they take."""
+        read = [line for line in self.lines if line is not None]
+        made = [event for event, line in zip(self.events, self.lines, strict=True) if line is None]
+        return EVENT_BYTES * len(read) + BYTES_OF_ONE * sum(map(len, read)) + sum(map(event_size, made))
 
 
 class _RelayedRun:
@@ -205,7 +250,7 @@ class _RelayedRun:
         known = self._as_of.get(source)
         if known is None or event.seq > known:
             self._as_of[source] = event.seq
-        if known is not None and event.event_type is T.LLM_GENERATION_CHUNK:
+        if known is not None and event.event_type not in _OPENING_OR_ENDING:
             ended = []
         else:
             ended = self.sources.note(event)

@@ -29,6 +29,7 @@ from rollcast.aio import call_in, follower, others_run, running_loop, uncancel
 from rollcast.stream.calls import Calls
 from rollcast.stream.delivery import Delivery
 from rollcast.stream.queue import Item
+from rollcast.stream.waiting import Passage
 
 __all__ = ["Shift", "ShiftOwner", "shared_running_loop"]
 
@@ -263,7 +264,11 @@ class Shift:
                     # More may have come meanwhile, perhaps from this observer itself, so other tasks get a turn.
                     began = time.perf_counter()
                     await others_run()
-                    little = len(found) < FEW and delivery.bytes < delivery.limit // 8
+                    little = (
+                        len(found) < FEW
+                        and delivery.bytes < delivery.limit // 8
+                        and type(found[0]) is not Passage
+                    )
                     if little and time.perf_counter() - began < SHORT_S:
                         await others_run()
             if found != "closing":

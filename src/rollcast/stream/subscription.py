@@ -10,7 +10,7 @@ from typing import Self
 from rollcast.records import StreamEvent
 from rollcast.stream.delivery import Delivery, ObserverStatistics
 from rollcast.stream.fanout import Fanout
-from rollcast.stream.queue import Control, Item
+from rollcast.stream.queue import Control, Single
 from rollcast.stream.waiting import event_of
 
 __all__ = ["Subscription"]
@@ -30,7 +30,7 @@ class Subscription:
 
     def __init__(self, fanout: Fanout, delivery: Delivery) -> None:
         self._delivery = delivery
-        self._items: deque[Item] = deque()
+        self._items: deque[Single] = deque()
         delivery.pulled = True
         fanout.add(delivery)
         self._close = weakref.finalize(self, fanout.remove, delivery)

@@ -21,6 +21,7 @@ __all__ = [
     "EncodableChunk",
     "Event",
     "PackedValue",
+    "Passage",
     "Place",
     "WaitingChunk",
     "chunk_of_line",
@@ -198,6 +199,26 @@ def packed(values: Any, kind: type[int | float]) -> Any:
 
 
 Encodable = StreamEvent | EncodableChunk
+PASSAGE_EVENTS = 512  # in one passage, at most, unless they came together
+
+
+@final
+class Passage(msgspec.Struct):
+    """Events that follow each other and were read from JSON, as one item of a queue: nothing is done for each of them.
+
+    It belongs to one queue, of a lossless reader that encodes what it gets.
+
+    Attributes:
+        events: the events, in order.
+        lines: the JSON of each; None: it was made here.
+        size: about how many bytes of memory they take.
+    """
+
+    events: list[Encodable]
+    lines: list[bytes | None]
+    size: int
+
+
 Event = StreamEvent | WaitingChunk | EncodableChunk  # as it is in a queue
 
 
