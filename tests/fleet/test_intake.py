@@ -11,6 +11,7 @@ from rollcast.fleet.scrutiny import MOST_RUNS
 from rollcast.records import check_events, decode
 from rollcast.serve.protocol import CloseCode, Hello, Publish
 from rollcast.serve.publishing import Refused
+from rollcast.stream.waiting import event_of
 
 RUN = [start(0), chain(1, "chain_0"), chain_end(2, "chain_0"), end(3)]
 
@@ -382,7 +383,7 @@ def test_nothing_that_is_relayed_breaks_the_grammar(said):
     relayed, number = [], 1
     for kind, seq, leap in said:
         taken = play.take(link, number, kind | {"seq": seq} if "seq" in kind else kind)
-        relayed += [each for each, _ in taken.events]
+        relayed += [event_of(each) for each, _ in taken.events]
         number += leap
     checker_of = [each for each in relayed if each.run_id]
     try:
