@@ -386,7 +386,7 @@ def test_nothing_that_is_relayed_breaks_the_grammar(said):
     relayed, number = [], 1
     for kind, seq, leap in said:
         taken = play.take(link, number, kind | {"seq": seq} if "seq" in kind else kind)
-        relayed += [each for each, _ in taken.events]
+        relayed += [event_of(each) for each, _ in taken.events]
         number += leap
     checker_of = [event_of(each) for each in relayed if each.run_id]
     try:
