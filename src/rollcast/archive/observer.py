@@ -183,13 +183,10 @@ class ArchiveObserver(EncodingObserver):
     def follow_rows(self, on_rows: OnRows) -> None:
         """Have something called with the start rows of the chains that are open, at once, and then with all rows that are written.
 
-        This waits for a moment if rows are being made. What is called later is on the thread that writes, and must not wait.
+        It is called as long as it returns true, on the thread that writes, and must not wait. This waits for a moment if rows are
+        being made.
         """
         self._recorder.follow_rows(on_rows)
-
-    def unfollow_rows(self, on_rows: OnRows) -> None:
-        """Call it no more."""
-        self._recorder.unfollow_rows(on_rows)
 
     @property
     def recording(self) -> bool:

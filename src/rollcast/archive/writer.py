@@ -64,8 +64,8 @@ _WAITING_ROWS = 65_536  # of chains, while they cannot be written
 _encoder = msgspec.json.Encoder(enc_hook=as_json)
 
 
-OnRows = Callable[[Sequence[ChainRow], Sequence[dict[str, Any]]], object]
-"""Takes rows of chains, and rows of training steps and evaluations."""
+OnRows = Callable[[Sequence[ChainRow], Sequence[dict[str, Any]]], bool]
+"""Takes rows of chains, and rows of training steps and evaluations. Returns whether it wants more of them."""
 
 
 class Written(NamedTuple):
@@ -326,8 +326,7 @@ class Recorder:
         with self._feeding:
             self._feed([*told, *events], first)
             rows, train_rows = self._skeleton.take_rows(), self._skeleton.take_train_rows()
-            for each in self._on_rows:
-                each(rows, train_rows)
+            self._on_rows = [each for each in self._on_rows if each(rows, train_rows)]
         self.about.totals.events = self._events.position
         self._append_rows(rows, train_rows)
 
@@ -365,19 +364,13 @@ class Recorder:
         self._failed(error)
 
     def follow_rows(self, on_rows: OnRows) -> None:
-        """Have something called with the start rows of the chains that are open, now, and with all rows that follow.
+        """Have something called with the start rows of the chains that are open, now, and with all rows that follow, while it wants them.
 
         It may be called from any thread, and waits while rows are made. What is called later is on the thread that writes, and must not wait.
         """
         with self._feeding:
-            on_rows(self._skeleton.open_rows(), [])
-            self._on_rows.append(on_rows)
-
-    def unfollow_rows(self, on_rows: OnRows) -> None:
-        """Call it no more."""
-        with self._feeding:
-            if on_rows in self._on_rows:
-                self._on_rows.remove(on_rows)
+            if on_rows(self._skeleton.open_rows(), []):
+                self._on_rows.append(on_rows)
 
     def _append_rows(self, rows: Sequence[ChainRow] = (), train_rows: Sequence[dict[str, Any]] = ()) -> None:
         if len(self._rows) < _WAITING_ROWS * 512:

@@ -102,6 +102,24 @@ class KeptRows(ABC):
             merge_row(ended.row, msgspec.to_builtins(row))
         self._touch(key)
 
+    def take_over(self, before: KeptRows, ended: Iterable[Key]) -> None:
+        """Who watched an earlier table watches this one from now on: tell what happened between the two.
+
+        Args:
+            before: the earlier table.
+            ended: chains that were open there and have ended. If nothing tells how, they are lost.
+        """
+        for key in [key for key in self._ended if key not in before._ended and key not in self._changed]:
+            self._touch(key)
+        for key in ended:
+            if self.is_open(key) or key in self._ended:
+                continue
+            known = before._ended.get(key)
+            if known is not None:
+                self._end(key, before._ended_row(known))
+            elif before.is_open(key):
+                self._end(key, before._open_row(key) | {"state": "lost"})
+
     def _touch(self, key: Key) -> None:
         self.version += 1
         self._made.pop(key, None)

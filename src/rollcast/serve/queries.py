@@ -56,7 +56,7 @@ from rollcast.serve.protocol import (
     rows_frame,
 )
 from rollcast.serve.publishing import ProducerDesk
-from rollcast.serve.record import LATE_S, begun_record, caught_up, record_of, recorded
+from rollcast.serve.record import LATE_S, begun_record, caught_up, lost_by, record_of, recorded
 from rollcast.serve.recorded_rows import RecordedRows, can_follow
 from rollcast.serve.shared_readings import SharedReadings
 from rollcast.serve.stories import NotThereError, Told, live_story, remembered_story
@@ -217,11 +217,7 @@ class Queries:
             return None
         if behind is not None:
             (missing if late is None or record.failing is not None else late).append(behind)
-        lost = record.totals.lost
-        with manager.lock:
-            delivery = manager.delivery_of(record)
-            if delivery is not None:
-                lost += delivery.statistics().dropped
+        lost = lost_by(manager, record)
         if lost:
             missing.append(RECORD_LACKS.format(record.path.name, lost))
         with self._broadcaster.lock:
@@ -289,6 +285,7 @@ class _Table:
         self._rows: ChainTable | None = None
         self._given_up: ArchiveObserver | None = None  # a record that could not be followed
         self._manager: Any = None  # whose chains it has
+        self._before: ChainTable | None = None  # an earlier table of them, of which this one has to take over
         self._filled: asyncio.Task[None] | None = None
         self._mending: asyncio.Task[None] | None = None
         self._removed = False  # the observer was taken off this manager: what happened meanwhile is not known
@@ -340,26 +337,42 @@ class _Table:
         masker, loop = self._broadcaster.masker, asyncio.get_running_loop()
         taken_off = isinstance(before, LiveRows) and before.closed
         self._removed = self._manager is manager and (self._removed or taken_off)
+        self._forget()
+        self._before = before if self._manager is manager else None
         if record is not None:
             followed = RecordedRows(masker, manager, record)
-            self._forget()
             self._rows, self._manager = followed, manager
-            self._filled = loop.create_task(self._follow(followed), name="rollcast-server-rows")
+            self._filled = loop.create_task(self._follow(followed, manager), name="rollcast-server-rows")
             return followed
-        self.drop()
+        self._take_off()
         rows = self._rows = LiveRows(masker)
         self._manager = manager
         rows.on_lost = partial(self._mend_soon, rows, manager)
         self._filled = loop.create_task(self._begin(rows, manager), name="rollcast-server-rows")
-        if isinstance(before, RecordedRows):
+        if isinstance(before, RecordedRows) and manager is not None:
             rows.lose(EVERY_RUN)  # what the record told too late
         return rows
 
-    async def _follow(self, rows: RecordedRows) -> None:
-        """Have the table follow its record, and only then end one that takes events, so that what happens meanwhile is in one of the two."""
+    async def _follow(self, rows: RecordedRows, manager: Any) -> None:
+        """Have the table follow its record, and only then end one that takes events, so that what happens meanwhile is in one of the two.
+
+        If the record is late, who watches the other one is told nothing that is older than what he knows.
+        """
         await rows.begin()
-        if self._rows is rows:
+        if await rows.catch_up() is None and self._rows is rows:
             self._take_off()
+            await self._take_over(rows, manager)
+
+    async def _take_over(self, rows: ChainTable, manager: Any) -> None:
+        """Have the table tell what happened between the one before it and itself."""
+        before, self._before = self._before, None
+        if before is not None:
+            ended = _ended(before, manager)
+            await rows.catch_up()
+            await before.catch_up()
+            rows.take_over(before, ended)
+            if isinstance(before, RecordedRows):
+                before.close()
 
     async def _begin(self, rows: LiveRows, manager: Any) -> None:
         """Let the manager fill the table, and add what only the record or the history knows about open chains."""
@@ -387,6 +400,8 @@ class _Table:
             rows.fill_steps(past.steps)
             whole = broadcaster.keeps and past.whole and past.ended >= ended
             rows.complete = rows.complete and whole and not self._removed
+            if self._mending is None:
+                await self._take_over(rows, manager)
             return
         if self._removed or behind is not None:
             rows.lose(EVERY_RUN)  # what was over when the table began may not be in the record yet
@@ -434,6 +449,8 @@ class _Table:
             except Exception:  # a fault of ours must not hide that rows are missing
                 logger.exception("rows that were lost could not be read again, by a fault in Rollcast")
                 rows.lacks(_rows_lost(lost))
+        if self._rows is rows:
+            await self._take_over(rows, manager)
 
     async def _mend_runs(self, rows: LiveRows, manager: Any, lost: dict[Lane, int]) -> None:
         """Read the rows of runs of which events were lost: from the record, or else from the history.
@@ -447,11 +464,7 @@ class _Table:
         of_runs = {lane.run_id for lane in lost}
         with manager.lock, broadcaster.lock:
             runs = manager.fanout.runs
-            ended = [
-                key
-                for key in rows.open_chains()
-                if (every or key[0] in of_runs) and not (key[0] in runs and runs[key[0]].has_chain(key[1]))
-            ]
+            ended = [key for key in _ended(rows, manager) if every or key[0] in of_runs]
             starts = [
                 event
                 for event in broadcaster.upstream.runs.events()
@@ -483,6 +496,8 @@ class _Table:
                 await asyncio.sleep(0)
             if behind is not None:
                 rows.lacks(f"{_rows_lost(lost)}: {behind}")
+            if lacking := lost_by(manager, record):
+                rows.lacks(RECORD_LACKS.format(record.path.name, lacking))
         await rows.catch_up()
         rows.lose_ends(ended)
 
@@ -515,7 +530,7 @@ class _Table:
 
     def _forget(self) -> None:
         """Have no table. Who watches it is told its last changes by itself."""
-        self._rows = None
+        self._rows = self._before = None
         if self._leave is not None:
             self._leave.cancel()
             self._leave = None
@@ -531,6 +546,13 @@ class _Table:
             observer.companions = ()
             if observer.manager is not None:
                 observer.manager.refresh(observer)
+
+
+def _ended(rows: ChainTable, manager: Any) -> list[Key]:
+    """The chains that are open in the table and have ended: their ends are on their way, or were lost."""
+    with manager.lock:
+        runs = manager.fanout.runs
+        return [key for key in rows.open_chains() if not (key[0] in runs and runs[key[0]].has_chain(key[1]))]
 
 
 def _rows_lost(lost: dict[Lane, int]) -> str:

@@ -13,7 +13,7 @@ from rollcast.stream.delivery import Delivery
 from rollcast.stream.fanout import Fanout
 from rollcast.stream.queue import Control
 
-__all__ = ["LATE_S", "begun_record", "caught_up", "delivered", "record_of", "recorded", "written"]
+__all__ = ["LATE_S", "begun_record", "caught_up", "delivered", "lost_by", "record_of", "recorded", "written"]
 
 LATE_S = 2.0  # how long an answer waits for an observer that lags
 
@@ -71,6 +71,13 @@ async def recorded(manager: Any, record: ArchiveObserver, timeout: float = LATE_
     if record.failing is not None:
         return f"the record {record.path.name} cannot be written at present: {record.failing}"
     return None
+
+
+def lost_by(manager: Any, record: ArchiveObserver) -> int:
+    """How many events the record lacks, since it could not be written or did not come after the run."""
+    with manager.lock:
+        delivery = manager.delivery_of(record)
+        return record.totals.lost + (0 if delivery is None else int(delivery.statistics().dropped))
 
 
 async def written(record: ArchiveObserver, timeout: float = LATE_S) -> bool:

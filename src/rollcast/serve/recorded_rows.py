@@ -4,8 +4,8 @@
     the open chains ◀──what they add up to, when somebody wants their rows──────────────┘
 
 The run itself does nothing for this table, and no event is kept for it. It is of no more use (`closed`) if the record falls behind, if
-it lost events, or if there are chains that cannot be asked, such as those that another process relays: see `can_follow`. Then
-`LiveRows` has to take the events.
+it lost events, or if there are chains of which it does not tell, or that cannot be asked, such as those that another process relays: see
+`can_follow`. Then `LiveRows` has to take the events.
 """
 
 from __future__ import annotations
@@ -24,16 +24,21 @@ from rollcast.archive import ArchiveObserver
 from rollcast.archive.format import ChainRow
 from rollcast.archive.skeleton import row_so_far, said_at_start
 from rollcast.archive.writer import OnRows
+from rollcast.records import EventFilter, StreamEventType
 from rollcast.records.secrets import Masker
 from rollcast.serve.kept_rows import AT_ONCE, MAX_STEPS, KeptRows, Key
 from rollcast.serve.record import LATE_S, delivered, record_of, written
 from rollcast.stream.asked import ChainSoFar
 from rollcast.stream.chain import ChainWriter
+from rollcast.stream.own_filter import OwnFilter
 from rollcast.stream.run import RunWriter
 
 __all__ = ["RecordedRows", "can_follow"]
 
+T = StreamEventType
+
 LATE_LOOKS = 4
+_MAKES_ROWS = frozenset((T.RUN_START, T.RUN_END, T.CHAIN_START, T.CHAIN_END, T.TRAIN_STEP))
 
 
 def can_follow(manager: Any, record: ArchiveObserver) -> bool:
@@ -45,8 +50,18 @@ def can_follow(manager: Any, record: ArchiveObserver) -> bool:
         return (
             delivery is not None
             and not delivery.dropped
+            and _tells_of_all(delivery.filter)
             and all(type(run) is RunWriter for run in manager.fanout.runs.values())
         )
+
+
+def _tells_of_all(filter: EventFilter) -> bool:
+    """Whether it lets everything pass of which rows of chains are made."""
+    return not isinstance(filter, OwnFilter) and any(
+        (part.types is None or part.types >= _MAKES_ROWS)
+        and part.runs is part.chains is part.groups is part.sources is None
+        for part in filter.alternatives
+    )
 
 
 class _End(msgspec.Struct):
@@ -90,7 +105,8 @@ class RecordedRows(KeptRows):
         self._started: dict[Key, ChainRow] = {}  # what the start of each open chain told
         self._answers: dict[Key, ChainSoFar] = {}  # what each added up to when it was asked last
         self._owed: dict[Key, _Owed] = {}  # chains of which the record owes the start or the end
-        self._useless = False
+        self._useless = self._unwanted = False
+        self._late: str | None = None  # what `catch_up` returned
         self._follower = _follower(weakref.ref(self))
 
     async def begin(self) -> None:
@@ -100,15 +116,18 @@ class RecordedRows(KeptRows):
 
     def close(self) -> None:
         """Follow the record no longer."""
-        self._useless = True
-        self.record.unfollow_rows(self._follower)
+        self._useless = self._unwanted = True
 
     @property
     def closed(self) -> bool:
         """Whether it is of no more use. What the record was given before is still taken."""
         if not self._useless:
             record, manager = self.record, self._manager
-            self._useless = record_of(manager) is not record or not can_follow(manager, record)
+            self._useless = (
+                record_of(manager) is not record
+                or manager.delivery_of(record) is not self._delivery  # it was taken off and added again
+                or not can_follow(manager, record)
+            )
         return self._useless
 
     @property
@@ -123,10 +142,10 @@ class RecordedRows(KeptRows):
 
     # -- what the record tells -----------------------------------------------------------------------------------------
 
-    def rows_came(self, rows: Sequence[ChainRow], train_rows: Sequence[dict[str, Any]]) -> None:
-        """Called on the thread that writes the record."""
+    def rows_came(self, rows: Sequence[ChainRow], train_rows: Sequence[dict[str, Any]]) -> bool:
+        """Called on the thread that writes the record. Returns whether more are wanted."""
         self._came.append((rows, train_rows))
-        call_in(self._loop, self._take)
+        return not self._unwanted and call_in(self._loop, self._take)
 
     def _take(self) -> None:
         """Take the rows that came."""
@@ -152,6 +171,9 @@ class RecordedRows(KeptRows):
 
     async def catch_up(self) -> str | None:
         """Take everything that was emitted before. If the record is late, a sentence that says so; another table is needed then."""
+        if self._late is not None:
+            self._take()
+            return self._late
         delivery = self._delivery
         in_time = delivery is None or await delivered(self._manager.fanout, delivery)
         in_time = in_time and await written(self.record)
@@ -159,7 +181,8 @@ class RecordedRows(KeptRows):
         if in_time:
             return None
         self._useless = True
-        return f"the record {self.record.path.name} is behind, since its disk is slow: rows may be out of date; ask again"
+        self._late = f"the record {self.record.path.name} is behind, since its disk is slow: rows may be out of date; ask again"
+        return self._late
 
     # -- what chains tell ----------------------------------------------------------------------------------------------
 
@@ -230,17 +253,24 @@ class RecordedRows(KeptRows):
         return row_so_far(self._started[key], self._answers.get(key))
 
 
+_TOLD = [name for name in ChainSoFar.__struct_fields__ if name not in ("as_of", "tool_calls")]
+
+
 def _is_same(one: ChainSoFar, other: ChainSoFar) -> bool:
-    """Whether a chain adds up to the same; the run may have gone on meanwhile."""
-    return msgspec.structs.astuple(one)[1:] == msgspec.structs.astuple(other)[1:]
+    """Whether a row tells the same of both; the run may have gone on meanwhile."""
+    return _waits(one) == _waits(other) and all(getattr(one, name) == getattr(other, name) for name in _TOLD)
+
+
+def _waits(so_far: ChainSoFar) -> list[tuple[str, str | None]]:
+    """The calls that are open: a row tells for which tools they wait."""
+    return [(call.tool_name, call.status) for call in so_far.tool_calls.values()]
 
 
 def _follower(table: weakref.ref[RecordedRows]) -> OnRows:
     """What the record calls; it does not keep the table alive."""
 
-    def rows_came(rows: Sequence[ChainRow], train_rows: Sequence[dict[str, Any]]) -> None:
+    def rows_came(rows: Sequence[ChainRow], train_rows: Sequence[dict[str, Any]]) -> bool:
         follows = table()
-        if follows is not None:
-            follows.rows_came(rows, train_rows)
+        return follows is not None and follows.rows_came(rows, train_rows)
 
     return rows_came
