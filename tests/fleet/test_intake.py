@@ -252,13 +252,35 @@ def test_after_a_restart_the_record_tells_what_was_taken():
     assert other.take(link, 1, *RUN).events == []
 
 
+def snapshot_of(seq):
+    """A snapshot of the chain that `RUN` begins."""
+    return event("chain_snapshot", seq, "chain_0", messages=[], content="text", tool_calls=[], as_of=seq)
+
+
 def test_after_a_restart_a_snapshot_is_not_taken_for_what_the_record_has():
     """It has the text that nobody watched while the hub was away, although its `seq` is one that is recorded (seed 143)."""
     play = Play(recorded={("r", "w"): 1}, acked={("w", "e1"): 1})
     link, _ = play.connect()
-    told_again = event("chain_snapshot", 1, "chain_0", messages=[], content="text", tool_calls=[], as_of=1)
-    (kept,) = told(play.take(link, 2, told_again))
+    (kept,) = told(play.take(link, 2, snapshot_of(1)))
     assert kept[0] == "chain_snapshot"
+
+
+def test_after_a_restart_a_snapshot_before_what_the_record_has_opens_nothing_again():
+    """The run has ended in the record, but was not acknowledged: its chain would be open for ever (seeds 169, 171)."""
+    play = Play(recorded={("r", "w"): 3}, acked={("w", "e1"): 2})
+    link, _ = play.connect()
+    assert told(play.take(link, 3, snapshot_of(1), *RUN[2:])) == []
+    assert not play.intake.runs.is_open("r")
+    assert play.row()["duplicates"] == 3
+
+
+def test_after_a_restart_a_snapshot_does_not_bring_back_a_chain_that_ended_in_an_open_run():
+    """Its end is recorded, and would not come again."""
+    play = Play(recorded={("r", "w"): 2}, acked={("w", "e1"): 2})
+    restored(play, RUN[0])
+    link, _ = play.connect()
+    assert told(play.take(link, 3, snapshot_of(1), *RUN[2:])) == [("run_end", 3)]
+    assert not play.intake.runs.is_open("r")
 
 
 def restored(play, *events):

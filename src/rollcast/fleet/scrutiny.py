@@ -173,11 +173,13 @@ class Scrutiny:
     def _is_recorded(self, event: StreamEvent) -> bool:
         """Whether the record of a hub that was restarted has it.
 
-        A snapshot never counts as recorded, whatever its `seq`: it may have text that nobody watched while the hub was away.
+        A snapshot has the `seq` of the event before it. So the record has it only if it has a later event too: otherwise it may have text
+        that nobody watched while the hub was away.
         """
-        if not self._process.before or event.event_type is T.CHAIN_SNAPSHOT:
+        if not self._process.before:
             return False
-        return event.seq <= self._recorded.get((event.run_id, event.source), -1)
+        last = self._recorded.get((event.run_id, event.source), -1)
+        return event.seq < last if event.event_type is T.CHAIN_SNAPSHOT else event.seq <= last
 
     def _refuse(self, cause: str, sentence: str) -> None:
         self._source.refused[cause] += 1
