@@ -355,3 +355,18 @@ async def test_of_many_models_a_few_are_named():
     rows, told = await _models_of("", *([f"m{n}"] for n in range(20)))
     assert len(rows) == 20
     assert told == "m0, m1, m2, m3, m4, m5, m6, m7, …"
+
+
+async def test_a_row_names_the_session_of_a_proxy_s_caller():
+    """From its start on; a session that is no text is nobody's."""
+    manager, made = StreamingManager(), Skeleton(live=True)
+    with capture_events(manager) as capture:
+        async with manager.run() as run:
+            for row in ({"session": "a"}, {"session": 7}, None):
+                with run.chain([{"role": "user", "content": "?"}], row=row) as chain:
+                    chain.end("unknown")
+    for position, event in enumerate(capture.events):
+        made.feed(event, position)
+    rows = made.take_rows()
+    assert [row.session for row in rows if row.row == "start"] == ["a", None, None]
+    assert [row.session for row in rows if row.row == "end"] == ["a", None, None]

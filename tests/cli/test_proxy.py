@@ -188,6 +188,16 @@ async def test_several_proxies_report_to_one_hub(start, shared):
                 await post(session, proxies[number % 2].url, chat(server), **{"X-Session-ID": "a"})
             for proxy in proxies:
                 await post(session, proxy.url, chat(server), "/chains/mine/v1/chat/completions")
+        client = WebSocketStreamingClient(hub.server.url, token="a-secret")
+        async with asyncio.timeout(60):
+            while len(seen.of("llm_generation_end")) < 6:
+                await asyncio.sleep(0.01)
+            parts = [
+                (row["session"], row["source"], row["step"])
+                async for answer in client.query("chains", filter={"session": "a"})
+                for row in answer.rows
+            ]
+        assert sorted(parts) == [("a", "proxy-1", 2), ("a", "proxy-2", 2)]
         for proxy in proxies:
             proxy.process.send_signal(signal.SIGTERM)
             assert (await proxy.rest())[1] == 0

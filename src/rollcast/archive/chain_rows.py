@@ -35,7 +35,7 @@ __all__ = [
 FIELDS = frozenset(
     (
         "run_id", "chain_id", "group_id", "source", "index", "state", "activity", "train_step", "split", "prompt_hash",
-        "seed", "attempt", "parent_chain_id", "policy_first", "policy_last", "model", "started_at", "ended_at", "last_event_at",
+        "seed", "attempt", "parent_chain_id", "policy_first", "policy_last", "model", "session", "started_at", "ended_at", "last_event_at",
         "duration_s", "finish_reason", "reward", "advantage", "staleness", "steps", "completion_tokens", "calls",
         "calls_failed", "truncated",
     )

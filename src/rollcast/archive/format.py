@@ -368,6 +368,7 @@ class ChainRow(msgspec.Struct, kw_only=True, omit_defaults=True):
         prompt_hash: see `prompt_hash`.
         policy_first, policy_last: versions of the weights at its start and in its last generation.
         model: of its latest generation, if it is not its run's.
+        session: whose chain it is, if its caller told a proxy: `session` of the `row` in `chain_start`.
         steps, completion_tokens: as `chain_end` says.
         times: seconds in each state: waiting, generating, tool, scoring.
         stays: how often it was in each of them (`count`), and the `longest` stay in seconds; of stays that are over.
@@ -397,6 +398,7 @@ class ChainRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     policy_first: int | None = None
     policy_last: int | None = None
     model: str | None = None
+    session: str | None = None
     started_at: float | None = None
     ended_at: float | None = None
     duration_s: float | None = None

@@ -56,6 +56,7 @@ class _OpenChain(msgspec.Struct):
     last: int
     prompt_hash: str | None = None
     policy_first: int | None = None
+    session: str | None = None
 
 
 class LateRow(msgspec.Struct):
@@ -201,7 +202,9 @@ class Skeleton:
     def _began(self, chain: _OpenChain, event: StreamEvent) -> None:
         chain.policy_first = chain.view.policy_version
         if event.event_type is T.CHAIN_START:
-            messages = object_of(event.data).get("messages")
+            data = object_of(event.data)
+            messages = data.get("messages")
+            chain.session = _text(object_of(data.get("row")).get("session"))
             chain.prompt_hash = chain.view.prompt_hash
             if chain.prompt_hash is None and isinstance(messages, list) and messages:
                 chain.prompt_hash = prompt_hash(messages)
@@ -376,7 +379,7 @@ def row_so_far(start: ChainRow, so_far: ChainSoFar | None) -> dict[str, Any]:
     )
     if so_far is not None:
         so_far.give(view)
-    chain = _OpenChain(view, -1, -1, start.prompt_hash, start.policy_first)
+    chain = _OpenChain(view, -1, -1, start.prompt_hash, start.policy_first, start.session)
     return _so_far(chain, _OpenRun(start.train_step, start.split))
 
 
@@ -407,6 +410,7 @@ def _row(kind: str, chain: _OpenChain, run: _OpenRun, **fields: Any) -> ChainRow
         split=run.split,
         prompt_hash=chain.prompt_hash,
         policy_first=chain.policy_first,
+        session=chain.session,
         started_at=view.started_at,
         first=chain.first,
         **fields,

@@ -31,7 +31,7 @@ export function isFollowing({ top, height, total }) {
  */
 
 /** The fields by which rows are chosen in an address; other names of a query say something else. */
-export const CHOSEN_BY = ["state", "reward", "tool", "finish_reason", "policy_last", "train_step", "source", "trained", "text"];
+export const CHOSEN_BY = ["state", "reward", "tool", "finish_reason", "policy_last", "train_step", "source", "session", "trained", "text"];
 
 /**
  * The chips of an address, without what else its query says.
@@ -67,7 +67,7 @@ function fits(row, name, value) {
   if (name === "trained") return (typeof row.advantage === "number") === (value === "yes");
   if (name === "text") {
     const needle = value.toLowerCase();
-    return [row.chain_id, row.group_id, row.source, row.answer, row.error].some((each) => String(each ?? "").toLowerCase().includes(needle));
+    return [row.chain_id, row.group_id, row.source, row.session, row.answer, row.error].some((each) => String(each ?? "").toLowerCase().includes(needle));
   }
   if (value === "none") return row[name] === null || row[name] === undefined;
   const range = value.match(/^(|-?\d[\d.e+-]*?)\.\.(<?)(|-?\d[\d.e+-]*)$/);

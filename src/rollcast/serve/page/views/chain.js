@@ -169,7 +169,8 @@ function Heading({ group, siblings, turns, jump, following, open }) {
   const last = turns.at(-1);
   const source = sourceBeside(chain, view?.source || row?.source);
   return html`<div class="title"><div><h1><bdi>${oneLine(chain, 80)}</bdi></h1><p class="muted">${group !== null && html`<a class="link-button" href=${to({ view: "group", group, query: kept })}><bdi>${oneLine(group, 80)}</bdi></a>`}
-    ${typeof row?.train_step === "number" ? ` · step ${row.train_step}` : ""}${row?.index !== null && row?.index !== undefined && siblings > 1 ? ` · ${row.index + 1} of ${siblings}` : ""}${fact(view?.fields.policy_version ?? row?.policy_last, " · policy ")}${source && html` · <bdi>${source}</bdi>`}</p></div>
+    ${typeof row?.train_step === "number" ? ` · step ${row.train_step}` : ""}${row?.index !== null && row?.index !== undefined && siblings > 1 ? ` · ${row.index + 1} of ${siblings}` : ""}${fact(view?.fields.policy_version ?? row?.policy_last, " · policy ")}${source && html` · <bdi>${source}</bdi>`}
+    ${row?.session && html` · session <a class="link-button" href=${to({ view: "chains", query: { session: [row.session] } })}><bdi>${oneLine(row.session, 80)}</bdi></a>`}</p></div>
     ${turns.length > MANY_TURNS && last && html`<${GoToTurn} count=${turns.length} last=${numberOf(last, turns)} jump=${jump} />`}
     <span class="muted small wide-only"><kbd>j</kbd> <kbd>k</kbd> next, previous · <kbd>h</kbd> <kbd>l</kbd> turns · <kbd>g</kbd> group · <kbd>f</kbd> ${open ? (following ? "stop following" : "follow") : "end"}</span></div>`;
 }

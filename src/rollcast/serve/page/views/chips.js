@@ -10,7 +10,7 @@ import { oneLine } from "../text.js";
 const UNSEEN_MS = 1500; // chips that are folded are counted no more often
 
 /** @type {Record<string, string>} */
-const NAMES = { state: "state", reward: "reward", tool: "tool", finish_reason: "end", policy_last: "policy", train_step: "step", source: "source" };
+const NAMES = { state: "state", reward: "reward", tool: "tool", finish_reason: "end", policy_last: "policy", train_step: "step", source: "source", session: "session" };
 
 /** @type {Record<string, string>} */
 export const STATE_WORDS = {
