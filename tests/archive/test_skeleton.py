@@ -174,7 +174,7 @@ async def test_all_of_a_healthy_run_is_usual(stage):
     await stage.run(chains=3)
     of_chains = [event for event in (await stage.close()).events() if event.chain_id]
     _, taken = rows_of(of_chains, live=False)
-    told_later = sum(event.event_type in (T.CHAIN_START, T.TOOL_OBSERVATION, T.REWARD) for event in of_chains)
+    told_later = sum(event.event_type in (T.CHAIN_START, T.TOOL_OBSERVATION) for event in of_chains)
     assert taken == len(of_chains) - told_later > 0
 
 
@@ -238,6 +238,34 @@ def test_lines_that_were_not_noted_are_decoded_for_their_index(tmp_path):
     (segment,) = segments_in(tmp_path)
     assert [place.chain_id for place in read_index(segment).places] == ["chain_0", "chain_1"]
     assert read_index(segment) == rebuilt_index(segment)
+
+
+@pytest.mark.parametrize("live", [False, True])
+async def test_a_row_tells_the_metrics_of_rewards_of_steps(live):
+    """If no other reward came; a record's row, and one of what is watched."""
+    manager, made = StreamingManager(), Skeleton(live=live)
+    with capture_events(manager) as capture:
+        async with manager.run() as run:
+            with run.chain([]) as chain:
+                chain.step_reward(0.25, {"seen": 1})
+                chain.step_reward(0.5, {"seen": 2})
+    for position, event in enumerate(capture.events):
+        made.feed(event, position)
+    (row,) = [row for row in made.take_rows() if row.row == "end"]
+    assert (row.reward, row.metrics) == (None, {"seen": 2})
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_the_reward_of_a_chain_that_is_lost(live):
+    """Its end does not come to repeat it."""
+    reward = StreamEvent(
+        T.REWARD, "a", 1e9, {"reward": 0.5, "metrics": {"m": 1}, "final": True}, 1, 1, 2, "r", source="w"
+    )
+    told = Skeleton(live=live)
+    for position, event in enumerate([*half_of_a_run("w", "a"), reward, lost_end("w", 3)]):
+        told.feed(event, position)
+    (row,) = [row for row in told.take_rows() if row.row == "end"]
+    assert (row.state, row.reward, row.metrics) == ("lost", 0.5, {"m": 1})
 
 
 # -- chains whose ends were lost ---------------------------------------------------------------------------------------------

@@ -73,3 +73,50 @@ def test_a_system_without_threads_is_said(no_threads):
         worker.start()
     assert not worker.running
     assert worker.flush().done()
+
+
+class Slow(Recorder):
+    """Finishes only when it may."""
+
+    def __init__(self):
+        super().__init__()
+        self.finishes, self.may_finish = threading.Event(), threading.Event()
+
+    def finish(self):
+        super().finish()
+        self.finishes.set()
+        assert self.may_finish.wait(60)
+
+
+def test_what_comes_while_the_record_is_finished_is_written_too():
+    """As when it is told to stop, and then is given what an attachment that ends has still to tell."""
+    recorder = Slow()
+    worker = Worker(recorder, "w")
+    worker.start()
+    worker.put(events(2))
+    first = worker.stop()
+    assert recorder.finishes.wait(60)
+    worker.start()
+    worker.put(events(3))
+    last = worker.stop()
+    recorder.may_finish.set()
+    for promise in (first, last):
+        promise.result(60)
+    assert not worker.running
+    assert recorder.calls == ["open", 2, "finish", "open", 3, "finish"]
+
+
+def test_a_worker_that_is_started_again_before_it_stopped_goes_on():
+    """Whoever waits for its stop waits no longer than for what was put in until then."""
+    recorder = Slow()
+    worker = Worker(recorder, "w")
+    worker.start()
+    first = worker.stop()
+    worker.start()
+    recorder.may_finish.set()
+    first.result(60)
+    worker.put(events(1))
+    worker.flush().result(60)
+    assert worker.running
+    worker.stop().result(60)
+    assert [call for call in recorder.calls if type(call) is int] == [1]

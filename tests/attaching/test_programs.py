@@ -75,6 +75,22 @@ def test_a_script_leaves_a_record_and_a_line_that_names_it(program):
     assert err.count("\n") == 1
 
 
+def test_a_record_is_finished_once(program):
+    """At exit it is whole only when what is attached has ended: before that, more comes."""
+    code, out, _ = program.run(
+        """
+        from rollcast.archive.writer import Recorder
+        finish = Recorder.finish
+        Recorder.finish = lambda recorder: (finish(recorder), print(recorder.about.totals.events))
+        answer("why")
+        answer.attachment.watch.flush()
+        answer.streaming_manager.drain_sync()
+        """
+    )
+    assert (code, out) == (0, "4\n")
+    assert program.recorded()[1] == [("answered", "answer to why")]
+
+
 def test_a_program_that_fails(program):
     """Its run has failed, and its own traceback comes as it would."""
     code, _, err = program.run("answer('why')\nraise ValueError('mine')")

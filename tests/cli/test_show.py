@@ -6,6 +6,7 @@ import time
 import pytest
 from click.testing import CliRunner
 
+from doubles import part_of_run
 from rollcast import StreamingManager
 from rollcast.archive import ArchiveObserver
 from rollcast.archive.budget import trim_records
@@ -79,6 +80,35 @@ def test_a_run_is_its_groups(run):
     assert "4 chains in 2 groups · mean reward 0.583 (0.25 to 1) · 3 answered, 1 error" in out
     assert "group_0  0.62  1 0.25\n  ▸ question 0 of step 1\n    reference 0\n" in out
     assert "group_1  0.50  0.5 error\n" in out
+
+
+def conversation(run, group_id, *texts):
+    """A chain as an attached client makes it: nobody says how it ended."""
+    with run.chain([{"role": "user", "content": "why?"}], group_id=group_id) as chain:
+        for text in texts:
+            with chain.generation() as generation:
+                generation.chunk(text)
+            if text != texts[-1]:
+                chain.message({"role": "user", "content": "and?"}, from_outside=True)
+        chain.end("unknown")
+
+
+def test_the_last_answer_of_chains_that_nobody_ended(tmp_path):
+    """As those of an attached client: of a group without rewards, and of each chain. One run ends before its chain does."""
+    manager = recorded(tmp_path / "r")
+    with manager.run() as run:
+        conversation(run, "group_0", "Because.", "So there.")
+        conversation(run, "group_1", "Never mind.")
+        conversation(run, "group_2")
+    *first, _reward, _chain_end, run_end = part_of_run("lost", "w", ["chain_7"], words=("It ", "was."))
+    for event in (*first, run_end):
+        manager.relay(event)
+    manager.close()
+    screen = shown(tmp_path, "r")
+    said = [line.split(maxsplit=1)[1] for line in screen.splitlines() if line.endswith((".", "why?"))]
+    assert said == ["why?", "So there.", "why?", "Never mind.", "why?", "It was."]
+    (line,) = [line for line in shown(tmp_path, "r", "--group", "group_0").splitlines() if "chain_0" in line]
+    assert line.endswith("unknown  2 steps, 2 tokens  So there.")
 
 
 def test_the_worst_and_the_best_chain(run):

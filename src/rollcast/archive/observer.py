@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import msgspec
 
+from rollcast import lifetime
 from rollcast.aio import follower
 from rollcast.archive.format import RUN_FILE, Level, RunFile, Totals, record_name, types_of
 from rollcast.archive.index import record_directory
@@ -111,8 +112,9 @@ class ArchiveObserver(EncodingObserver):
             run_in=_absolute(""),
         )
         self._worker = Worker(self._recorder, f"rollcast-archive-{folder.name}")
-        # What waits is written at exit, even if nobody removed the observer.
-        weakref.finalize(self, _close, self._worker, self._pid)
+        # What waits is written even if nobody removed the observer; at exit by `_close_all`, after all that may still give it something.
+        weakref.finalize(self, _close, self._worker, self._pid).atexit = False
+        _workers[self._worker] = self._pid
 
     @classmethod
     def within(
@@ -293,6 +295,17 @@ def _open_parts(observer: ArchiveObserver | None) -> Iterable[OpenPart]:
 def _report(observer: ArchiveObserver | None, error: BaseException) -> None:
     if observer is not None:
         observer.report(error)
+
+
+_workers: weakref.WeakKeyDictionary[Worker, int] = weakref.WeakKeyDictionary()
+
+
+def _close_all() -> None:
+    for worker, pid in list(_workers.items()):
+        _close(worker, pid)
+
+
+lifetime.call_at_last(_close_all)
 
 
 def _close(worker: Worker, pid: int) -> None:

@@ -32,11 +32,7 @@ _HEAVY = {
     T.TOOL_CALL_START: "arguments",
     T.TOOL_OBSERVATION: "observation",
 }
-_SAID_LATER = (
-    T.LLM_GENERATION_CHUNK,
-    T.TOOL_OBSERVATION,
-    T.REWARD,
-)  # an end that follows tells a row the same
+_SAID_LATER = (T.LLM_GENERATION_CHUNK, T.TOOL_OBSERVATION)  # an end that follows tells a row the same
 
 
 class _OpenRun(msgspec.Struct):

@@ -16,6 +16,7 @@ from typing import Any
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.bounded import Tail, number, tail_of, whole, word
 from rollcast.records.view import ChainView
+from rollcast.records.view_events import take_reward
 from rollcast.records.view_fields import object_of
 from rollcast.records.view_parts import (
     MAX_CALLS,
@@ -158,6 +159,11 @@ def _tool_call_end(view: ChainView, data: dict[str, Any], at: float, _step: int)
     return True
 
 
+def _reward(view: ChainView, data: dict[str, Any], _at: float, step: int) -> bool:
+    take_reward(view, step, data)
+    return True
+
+
 def _chain_end(view: ChainView, data: dict[str, Any], at: float, _step: int) -> bool:
     if not _nothing_open(view):
         return False
@@ -185,5 +191,6 @@ _TAKERS: dict[str, Callable[[ChainView, dict[str, Any], float, int], bool]] = {
     T.LLM_GENERATION_END: _generation_end,
     T.TOOL_CALL_START: _tool_call_start,
     T.TOOL_CALL_END: _tool_call_end,
+    T.REWARD: _reward,
     T.CHAIN_END: _chain_end,
 }

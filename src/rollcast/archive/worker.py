@@ -74,13 +74,17 @@ class Worker:
         self._threadless = False
 
     def start(self) -> None:
-        """Begin. Starting twice does nothing.
+        """Begin. Starting twice does nothing. If it was told to stop and has not ended, it goes on.
 
         Raises:
             RuntimeError: the system gives no thread.
         """
         with self._wake:
             if self.running:
+                if self._stopping:
+                    self._stopping = False
+                    self._promises.append(self._stopped)
+                    self._stopped = Future()
                 return
             self._stopped = Future()
             self._stopping = False
@@ -97,11 +101,20 @@ class Worker:
         self._attempt(self._recorder.open)
 
     def put(self, events: Sequence[Encodable]) -> Future[None] | None:
-        """Have the events written. If too much waits, a promise that is kept when there is room again: wait for it."""
+        """Have the events written, and begin if it has not begun. If too much waits, a promise that is kept when there is room again:
+        wait for it.
+
+        Raises:
+            RuntimeError: the system gives no thread.
+        """
         size = _bytes_of(events)
         with self._wake:
             self._events += events
             self._bytes += size
+            idle = not self.running
+        if idle:
+            self.start()
+        with self._wake:
             if len(self._events) < _SOON and self._bytes < _FULL_BYTES:
                 return None
             self._urgent = True
@@ -167,23 +180,38 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            self._attempt(self._recorder.open)
-            pause = min(FIRST_BEAT_S, BEAT_S)
-            next_beat = time.monotonic() + pause
-            flush = min(FIRST_FLUSH_S, FLUSH_S)
-            while self._write_what_waits(flush):
-                flush = min(2 * flush, FLUSH_S)
-                if time.monotonic() >= next_beat:
-                    self._attempt(self._recorder.beat)
-                    pause = min(2 * pause, BEAT_S)
-                    next_beat = time.monotonic() + pause
-            self._attempt(self._recorder.finish)
+            self._record()
+            while not self._end():
+                self._record()
         finally:
-            with self._wake:
-                self._thread = None
-                promises, self._promises = self._promises, []
-            for promise in (*promises, self._stopped):
-                fulfil(promise)
+            self._end(at_once=True)
+
+    def _end(self, *, at_once: bool = False) -> bool:
+        """End the thread, unless something came while the record was finished: that is written too."""
+        with self._wake:
+            if self._thread is not threading.current_thread():
+                return True  # it has ended, and perhaps another was started
+            if not at_once and (not self._stopping or self._events or self._trajectories):
+                return False
+            self._thread = None
+            promises, self._promises = [*self._promises, self._stopped], []
+        for promise in promises:
+            fulfil(promise)
+        return True
+
+    def _record(self) -> None:
+        """Open the record, write until told to stop, and finish it."""
+        self._attempt(self._recorder.open)
+        pause = min(FIRST_BEAT_S, BEAT_S)
+        next_beat = time.monotonic() + pause
+        flush = min(FIRST_FLUSH_S, FLUSH_S)
+        while self._write_what_waits(flush):
+            flush = min(2 * flush, FLUSH_S)
+            if time.monotonic() >= next_beat:
+                self._attempt(self._recorder.beat)
+                pause = min(2 * pause, BEAT_S)
+                next_beat = time.monotonic() + pause
+        self._attempt(self._recorder.finish)
 
     def _write_what_waits(self, longest: float) -> bool:
         """One round, which lets events wait for at most `longest` seconds. False if it was the last."""

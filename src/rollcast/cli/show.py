@@ -293,7 +293,7 @@ def _overview(archive: Archive, rows: list[dict[str, Any]], texts: EventRows) ->
     for row in rows:
         groups.setdefault((row["run_id"], row.get("group_id")), []).append(row)
     if all(name is None for _, name in groups):
-        return _chain_lines(rows, texts)
+        return _chain_lines(archive, rows, texts)
     found: list[Row] = []
     for (_, name), chains in list(groups.items())[:_GROUPS]:
         rewards = [row.get("reward") for row in chains]
@@ -302,6 +302,8 @@ def _overview(archive: Archive, rows: list[dict[str, Any]], texts: EventRows) ->
         line += [(f"{sum(known) / len(known):.2f}" if known else "-", "reward"), ("  ", "")]
         line += outcome_row(map(_outcome, chains), texts.glyphs)
         found += [line, *_question(archive, chains[0], texts)]
+        if not known and (said := _last_answer(archive, chains)):  # otherwise nothing tells what came of it
+            found.append([(f"  {texts.glyphs.end} ", "done"), *texts.line(said, 160, "done")])
     if len(groups) > _GROUPS:
         found.append([(f"{texts.glyphs.more} {len(groups) - _GROUPS:,} groups not shown", "gap")])
     return found
@@ -312,7 +314,7 @@ def _group_rows(archive: Archive, rows: list[dict[str, Any]], texts: EventRows) 
     hashes = dict.fromkeys(row["prompt_hash"] for row in rows if row.get("prompt_hash"))
     if hashes:  # several, if the rows are of several steps or runs
         found.append([("    prompt ", "dim"), *texts.line(", ".join(map(str, hashes)), 200)])
-    return [*found, *_chain_lines(rows, texts)]
+    return [*found, *_chain_lines(archive, rows, texts)]
 
 
 def _outcome(row: dict[str, Any]) -> Outcome:
@@ -343,7 +345,22 @@ def _question(archive: Archive, row: dict[str, Any], texts: EventRows) -> list[R
     return found
 
 
-def _chain_lines(rows: list[dict[str, Any]], texts: EventRows) -> list[Row]:
+def _last_answer(archive: Archive, rows: list[dict[str, Any]]) -> str:
+    """The answer of the last of these chains that has one, in one line."""
+    return next(filter(None, (_answer(archive, row) for row in reversed(rows[-_CHAINS:]))), "")
+
+
+def _answer(archive: Archive, row: dict[str, Any]) -> str:
+    """The chain's answer, in one line. If nobody said how the chain ended, the last text that its model generated stands for it."""
+    said = row.get("answer")
+    if not said and (row.get("state") == "lost" or row.get("finish_reason") == "unknown"):
+        messages = story_of(archive, row).view.messages
+        texts = (each.get("content") for each in messages if each.get("role") == "assistant")
+        said = next(filter(None, reversed([*texts])), None)
+    return one_line_of(said) if said else ""
+
+
+def _chain_lines(archive: Archive, rows: list[dict[str, Any]], texts: EventRows) -> list[Row]:
     found: list[Row] = []
     for row in rows[:_CHAINS]:
         outcome = _outcome(row)
@@ -354,7 +371,7 @@ def _chain_lines(rows: list[dict[str, Any]], texts: EventRows) -> list[Row]:
             (number_text(row.get("reward")), "reward"),
         ]
         line += [("  ", ""), *texts.line(how, 40, "fail" if outcome.failed or outcome.unscored else "dim")]
-        said = outcome.cause() if outcome.unscored else row.get("answer") or row.get("error") or ""
+        said = outcome.cause() if outcome.unscored else _answer(archive, row) or row.get("error") or ""
         for text in (_said_of(row), one_line_of(said)):
             line += [("  ", ""), *texts.line(text, 80, "dim" if text == _said_of(row) else "")]
         found.append(line)

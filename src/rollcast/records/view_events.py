@@ -36,7 +36,7 @@ from rollcast.records.view_progress import (
     with_reasoning,
 )
 
-__all__ = ["AFTER_END", "BESIDE", "HANDLERS"]
+__all__ = ["AFTER_END", "BESIDE", "HANDLERS", "take_reward"]
 
 T = StreamEventType
 
@@ -190,7 +190,12 @@ def _message(view: ChainFields, _event: StreamEvent, data: dict[str, Any], at: f
 
 
 def _reward(view: ChainFields, event: StreamEvent, data: dict[str, Any], _at: float | None) -> None:
-    given = reward_of({**data, "step": event.step})
+    take_reward(view, event.step, data)
+
+
+def take_reward(view: ChainFields, step: Any, data: dict[str, Any]) -> None:
+    """Add a reward. One of a step counts as the chain's until the chain has its own."""
+    given = reward_of({**data, "step": step})
     value, final = given["reward"], given["final"] is True
     settled = any(reward["final"] for reward in view.rewards) or view.state == "ended"
     view.rewards = [*view.rewards[-MAX_REWARDS + 1 :], given]

@@ -11,6 +11,7 @@ import sys
 from rollcast.records import StreamEvent, StreamEventType, encode
 from rollcast.records.codec import decode_unchecked
 from rollcast.records.view import ChainView
+from rollcast.records.view_parts import count_of
 from rollcast.stream.waiting import ChunkData, EncodableChunk, event_of
 
 __all__ = ["FoldedChain"]
@@ -20,7 +21,8 @@ CHUNK, GENERATION_END = T.LLM_GENERATION_CHUNK, T.LLM_GENERATION_END
 FOLD_BYTES = 32 << 10  # of events, before a view is made of them
 FOLD_CHARS = 32 << 10  # of an open generation
 _PLAIN = frozenset(("content", "offset", "token_ids", "logprobs"))
-_CLEAR = frozenset((T.LLM_GENERATION_START, GENERATION_END))  # nothing else is open then
+GENERATION_START = T.LLM_GENERATION_START
+_CLEAR = frozenset((GENERATION_START, GENERATION_END))  # nothing else is open then
 _PARTIAL = frozenset((CHUNK, T.TOOL_OBSERVATION, T.CHAIN_SNAPSHOT))
 
 
@@ -32,7 +34,18 @@ class FoldedChain:
         has_part: whether it may have something open that more is known of than single events tell.
     """
 
-    __slots__ = ("_chunks", "_end", "_lines", "_size", "_view", "group_id", "has_part", "source")
+    __slots__ = (
+        "_chunks",
+        "_end",
+        "_lines",
+        "_seq",
+        "_size",
+        "_step",
+        "_view",
+        "group_id",
+        "has_part",
+        "source",
+    )
 
     def __init__(self, event: StreamEvent) -> None:
         self.group_id = (
@@ -43,42 +56,66 @@ class FoldedChain:
         self._view: ChainView | None = None
         self._lines: list[bytes] = []
         self._size = 0
-        # Of the open generation; each continues the one before.
+        # Tokens of a generation that a line, or the view, has opened; each continues the one before. None: perhaps none is open. The
+        # end repeats their text, and may then stand for them; a token that opens a generation also ends what was open before it.
         self._chunks: list[StreamEvent | EncodableChunk] | None = None
-        self._end = 0  # characters of that generation so far
+        self._step: int | None = None  # that generation's
+        self._end = 0  # its characters so far
+        self._seq = -1  # of the latest line; others are older, or come twice
 
     def note(self, event: StreamEvent, line: bytes | None) -> None:
         """Take the next event; `line`: its JSON, if somebody has it. Without it the view is made at once."""
         if line is None:
             self._fold().apply(event)
+            self._chunks, self._seq = None, max(self._seq, event.seq)
             self.has_part = True
             return
         if event.event_type is CHUNK and self._note_chunk(event):
             return
-        if self._chunks is not None:
-            if event.event_type is not GENERATION_END or event.step != self._chunks[-1].step:
+        if self._chunks:
+            if not self._repeated_by(event, self._chunks):
                 self._lines.append(encode(_joined(self._chunks)))
-            self._chunks = None  # otherwise the end repeats their text
+                self._size += len(self._lines[-1])
+            self._seq = self._chunks[-1].seq
+        self._chunks = None
         self.has_part = event.event_type in _PARTIAL or (self.has_part and event.event_type not in _CLEAR)
         if event.source and event.source != self.source:
             self.source = sys.intern(event.source)
         self._lines.append(line)
+        self._note_opening(event)
         self._size += len(line)
         if self._size > FOLD_BYTES:
             self._fold()
 
+    def _repeated_by(self, event: StreamEvent, chunks: list[StreamEvent | EncodableChunk]) -> bool:
+        """Whether the event ends the open generation, and tells all that these tokens did."""
+        return (
+            event.event_type is GENERATION_END
+            and event.step == self._step
+            and event.seq > chunks[-1].seq
+            and isinstance(event.data.get("content"), str)
+            and count_of(event.data.get("completion_tokens")) is not None
+        )
+
+    def _note_opening(self, event: StreamEvent) -> None:
+        """Note that this line, unless it comes late or twice, has opened a generation."""
+        kind, fresh = event.event_type, event.seq > self._seq
+        if fresh:
+            self._seq = event.seq
+        if fresh and kind in (GENERATION_START, CHUNK):
+            self._chunks, self._step, self._end = [], event.step, 0
+            if kind is CHUNK:
+                self._end = event.data["offset"] + len(event.data["content"])
+
     def is_next_token(self, chunk: EncodableChunk) -> bool:
-        """Whether the chunk, which was read from JSON, continues the open generation, or begins it. If so, it is kept."""
+        """Whether the chunk, which was read from JSON, continues the open generation. If so, it is kept."""
         chunks, data = self._chunks, chunk.data
-        if chunks is None:
-            self._chunks = [chunk]
-        elif data.offset == self._end and chunk.step == chunks[-1].step:
-            chunks.append(chunk)
-            if len(chunks) >= 64:
-                self._chunks = [_joined(chunks)]
-        else:
+        if chunks is None or data.offset != self._end or chunk.step != self._step:
             return False
-        self._end = data.offset + len(data.content)
+        chunks.append(chunk)
+        if len(chunks) >= 64:
+            self._chunks = [_joined(chunks)]
+        self._end += len(data.content)
         self.has_part = True
         if self._end > FOLD_CHARS:
             self._fold()
@@ -87,18 +124,14 @@ class FoldedChain:
     def _note_chunk(self, event: StreamEvent) -> bool:
         """Keep a token beside the others of its generation. False if it does not continue them."""
         data, chunks = event.data, self._chunks
-        offset = data["offset"]
-        if not data.keys() <= _PLAIN:
+        if chunks is None or data["offset"] != self._end or event.step != self._step:
             return False
-        if chunks is None:
-            self._chunks = [event]
-        elif offset == self._end and event.step == chunks[-1].step:
-            chunks.append(event)
-            if len(chunks) >= 64:
-                self._chunks = [_joined(chunks)]
-        else:
+        if event.seq <= (chunks[-1].seq if chunks else self._seq) or not data.keys() <= _PLAIN:
             return False
-        self._end = offset + len(data["content"])
+        chunks.append(event)
+        if len(chunks) >= 64:
+            self._chunks = [_joined(chunks)]
+        self._end += len(data["content"])
         self.has_part = True
         if self._end > FOLD_CHARS:
             self._fold()
@@ -107,7 +140,9 @@ class FoldedChain:
     def _fold(self) -> ChainView:
         """Make the view of all that came, and keep nothing beside it."""
         self._view = self._applied(self._view or ChainView())
-        self._lines, self._size, self._chunks = [], 0, None
+        self._lines, self._size = [], 0
+        if self._chunks:
+            self._seq, self._chunks = self._chunks[-1].seq, []
         return self._view
 
     def view(self) -> ChainView:
@@ -117,7 +152,7 @@ class FoldedChain:
     def _applied(self, view: ChainView) -> ChainView:
         for line in self._lines:
             view.apply(decode_unchecked(line))
-        if self._chunks is not None:
+        if self._chunks:
             view.apply(_joined(self._chunks))
         return view
 
