@@ -93,3 +93,10 @@ test("merged chunks that say how long their pieces are, are divided; those whose
     assert.equal(tokens.of(2).at(-1).ids.length, 3);
   }
 });
+
+test("the tokens of a turn are the same list each time, also if there are none: what shows them is not drawn again", () => {
+  const tokens = new Tokens();
+  tokens.apply(chunk(1, "a", [5], [-0.5], { offset: 0 }));
+  assert.equal(tokens.of(1), tokens.of(1));
+  assert.equal(tokens.of(2), tokens.of(2));
+});

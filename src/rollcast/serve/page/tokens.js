@@ -17,6 +17,8 @@ import { objectOf, textOf } from "./view_parts.js";
  * @property {number[]} logprobs of the sampled tokens, natural logarithms; empty if the server does not tell
  */
 
+/** @type {readonly Span[]} */
+const NONE = [];
 const MAX_TOKENS = 131_072; // of one chain; the earliest generations go first
 
 export class Tokens {
@@ -92,9 +94,13 @@ export class Tokens {
     for (const span of spans) this.count += span.ids.length;
   }
 
-  /** The tokens of the generation of a step, in order. @param {number | null} step @returns {readonly Span[]} */
+  /**
+   * The tokens of the generation of a step, in order: the same list each time, so that what shows them need not be drawn again.
+   * @param {number | null} step
+   * @returns {readonly Span[]}
+   */
   of(step) {
-    return this.steps.get(step ?? 0) ?? [];
+    return this.steps.get(step ?? 0) ?? NONE;
   }
 
   /**

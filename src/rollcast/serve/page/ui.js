@@ -245,15 +245,22 @@ export function useMembers(runId, ids) {
   return /** @type {import("./group.js").Member[]} */ (ids.map((id) => ({ view: store.chain(runId, id), tokens: store.tokens(runId, id) })).filter((member) => member.view));
 }
 
-/** Whether the element is on screen, or nearly. @param {{current: Element | null}} ref @param {Element | null} [root] */
-export function useOnScreen(ref, root = null) {
+/** What is told whether an element is on screen. @type {WeakMap<Element, (seen: boolean) => void>} */
+const SEERS = new WeakMap();
+/** One for all elements, since a browser looks at each observer in each frame. @type {IntersectionObserver | null} */
+let screen = null;
+
+/** Whether the element is on screen, or nearly. @param {{current: Element | null}} ref */
+export function useOnScreen(ref) {
   const [seen, see] = useState(false);
   useEffect(() => {
-    if (!ref.current) return undefined;
-    const observer = new IntersectionObserver((entries) => see(entries.at(-1)?.isIntersecting ?? false), { root, rootMargin: "120px" });
-    observer.observe(ref.current);
-    return () => observer.disconnect();
-  }, [root]);
+    const element = ref.current;
+    if (!element) return undefined;
+    screen ??= new IntersectionObserver((entries) => entries.forEach(({ target, isIntersecting }) => SEERS.get(target)?.(isIntersecting)), { rootMargin: "120px" });
+    SEERS.set(element, see);
+    screen.observe(element);
+    return () => screen?.unobserve(element);
+  }, []);
   return seen;
 }
 

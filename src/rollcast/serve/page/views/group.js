@@ -16,7 +16,7 @@ import { stateOf } from "../wall.js";
 import { absence } from "./absence.js";
 import { CancelButton } from "./cancel.js";
 import { Chips } from "./chips.js";
-import { Doing } from "./doing.js";
+import { Doing, doingWords } from "./doing.js";
 import { LooksAbout, LookSigns, useLooks } from "./looks.js";
 import { Parts } from "./parts.js";
 import { MOST_OPEN, Strips } from "./strips.js";
@@ -149,6 +149,7 @@ function Columns({ runId, rows, tokens, over }) {
   const lines = alignTurns(members);
   const looks = useLooks();
   const sameLooks = useNodes();
+  const sameColumn = useNodes();
   const again = useAgain();
   const columns = useRef(/** @type {Map<string, ColumnState>} */ (new Map())).current;
   const onScreen = useRef(/** @type {Set<string>} */ (new Set())).current;
@@ -205,7 +206,7 @@ function Columns({ runId, rows, tokens, over }) {
   });
   return html`<section class=${`columns ${tokens ? "wide" : ""}`} tabindex="0" aria-label="Chains side by side">
     <${Numbers} steps=${steps.join()} table=${table} />
-    ${rows.map((row) => html`<${PacedColumn} key=${row.chain_id} chain=${row.chain_id} columns=${columns} />`)}
+    ${rows.map((row) => sameColumn(row.chain_id, [], () => html`<${PacedColumn} key=${row.chain_id} chain=${row.chain_id} columns=${columns} />`))}
   </section>`;
 }
 
@@ -262,7 +263,7 @@ function Column({ runId, chain, steps, alike, turns, running, failed, words, adv
       <div class="line"><a data-column href=${to({ view: "chain", chain, query: route.query })}>${oneLine(chain, 40)}</a><${LookSigns} looks=${looks} /><span class="grow"></span>
         <span class=${`reward ${failed ? "bad" : ""}`}>${reward === null ? (running ? "…" : "–") : fixed(reward)}</span></div>
       <div class="line"><span class="bar" role="img" aria-label=${advantage === null ? "no advantage yet" : `advantage ${signed(advantage)}`}>${advantage !== null && advantage !== 0 && html`<i class=${advantage > 0 ? "plus" : "minus"} style=${{ "--w": `${(Math.abs(advantage) / largest) * 50}%` }}></i>`}</span>${advantage !== null && html`<span class="small mono" title="advantage">${signed(advantage)}</span>`}</div>
-      <div class="small muted">${running && row ? html`<${Doing} row=${row} />` : words}</div>
+      <div class="small muted">${!running || !row ? words : seen ? html`<${Doing} row=${row} />` : doingWords(row)}</div>
     <//></div>
     ${steps && html`<${TurnCells} runId=${runId} chainId=${chain} turns=${turns} steps=${steps} alike=${alike} ended=${ended} tokens=${tokens} model=${model} table=${table} />`}
     ${steps === "" && html`<div class="turn-cell"><span class="small muted">${running ? "nothing yet" : "reading …"}</span></div>`}

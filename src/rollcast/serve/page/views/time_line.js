@@ -30,5 +30,5 @@ export function TimeLine({ runId, chainId, view }) {
       ${stretches.map(({ doing, from, to }) => html`<rect class=${doing === "tool" ? "in-tool" : doing} x=${x(from)} y=${doing === "tool" ? 1 : doing === "scoring" ? 10 : 5} width=${Math.max(x(to ?? end) - x(from), doing === "tool" ? 3 : 1)} height=${doing === "tool" ? 24 : doing === "scoring" ? 6 : 16} />`)}
     </svg>`}
     <div class="legend">${parts.map((part) => html`<span><i class=${`swatch ${part.name}`}></i>${part.words} ${duration(part.seconds)}</span>`)}</div>
-    ${line && !line.whole && html`<p class="small muted">The line begins when this page began to watch the chain.</p>`}`;
+    ${stretches.length > 0 && !line?.whole && html`<p class="small muted">The line begins when this page began to watch the chain.</p>`}`;
 }
