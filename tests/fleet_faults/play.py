@@ -101,6 +101,7 @@ class _Play:
         self.workers: list[_Worker] = []
         self.viewers: list[Viewer | DeafViewer] = []
         self.mends: list[tuple[int | None, str, Callable[[], Awaitable[None]]]] = []
+        self.frozen: set[Child] = set()
 
     def note(self, what: str) -> None:
         """A line of the story."""
@@ -170,8 +171,8 @@ class _Play:
 
     @property
     def _is_quiet(self) -> bool:
-        """Whether no worker emits anything any more, although each has begun."""
-        begun = all(worker.over or worker.streams for worker in self.workers)
+        """Whether no worker emits anything any more, although each has begun, or is frozen and cannot."""
+        begun = all(worker.over or worker.streams or worker.child in self.frozen for worker in self.workers)
         return begun and time.monotonic() - self.last_emitted > QUIET_S
 
     async def _wind_up(self) -> None:
@@ -323,8 +324,10 @@ class _Play:
             return
 
         async def thaw() -> None:
+            self.frozen.discard(child)
             child.signal(signal.SIGCONT)
 
+        self.frozen.add(child)
         child.signal(signal.SIGSTOP)
         self._mend(fault, thaw)
 
