@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import shutil
 
 import pytest
@@ -251,3 +252,32 @@ async def test_the_run_ends_with_open_chains(recorded):
         await watch.until(lambda: watch.is_("a", "running"))
     await watch.until(lambda: watch.rows["a"]["state"] != "running")
     await watch.__aexit__()
+
+
+async def test_the_disk_is_full(recorded, monkeypatch):
+    """Who asks then is told what the table knows: the record has the chain as it was before, or not at all."""
+    async with recorded.manager.run() as run:
+        chain = run.chain([], chain_id="a").start()
+        await following(recorded)
+        async with Watch(recorded.client()) as watch:
+            await watch.until(lambda: watch.is_("a", "running"))
+            with monkeypatch.context() as disk:
+                disk.setattr(recorded.record._recorder._events, "append", is_full)
+                chain.end("answered")
+                run.chain([], chain_id="b").start().end("answered")
+                await watch.until(lambda: watch.is_("a", "ended") and watch.is_("b", "ended"))
+                for about in ({}, {"sort": "-reward"}, {"filter": {"state": "ended"}}):
+                    rows = await rows_now(recorded, **about)
+                    assert {chain: row["state"] for chain, row in rows.items()} == {
+                        "a": "ended",
+                        "b": "ended",
+                    }
+                assert await rows_now(recorded, filter={"state": "running"}) == {}
+            run.chain([], chain_id="c").start().end("answered")
+            await watch.until(lambda: watch.is_("c", "ended"))
+            rows = await rows_now(recorded)
+            assert {chain: row["state"] for chain, row in rows.items()} == dict.fromkeys("abc", "ended")
+
+
+def is_full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
