@@ -828,7 +828,10 @@ class _Answer:
                         (told.add if fitting and row.get("state") == "running" else told.discard)(key)
                 if changed:
                     await self._send_rows(changed, changed=True)
-            if is_over and self._queries.manager is not None:  # it was added anew
+            if is_over and table.after is not None:
+                table, version = table.after, 0
+                await table.catch_up()  # or it would tell what is older
+            elif is_over and self._queries.manager is not None:  # it was added anew
                 table, version = await self._queries.table(), 0
 
     # -- the story of one chain ----------------------------------------------------------------------------------------
