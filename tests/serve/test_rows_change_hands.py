@@ -2,12 +2,16 @@
 
 import asyncio
 import contextlib
+import errno
+import random
 import shutil
+from functools import partial
 
 import pytest
 
 from rollcast.archive import ArchiveObserver
 from rollcast.records import EventFilter
+from rollcast.serve import queries
 from rollcast.serve.recorded_rows import RecordedRows
 
 
@@ -94,6 +98,7 @@ async def following(stage):
 
 
 async def test_a_chain_that_waits_for_a_tool_is_not_sent_again(recorded):
+    """However often somebody looks."""
     async with recorded.manager.run() as run:
         with run.chain([], chain_id="waits") as chain, chain.generation() as generation:
             generation.chunk("x", [1], [-0.1])
@@ -113,6 +118,7 @@ async def test_a_chain_that_waits_for_a_tool_is_not_sent_again(recorded):
 
 @pytest.mark.parametrize("asked", [True, False])
 async def test_the_record_is_removed_while_a_chain_is_open(recorded, asked):
+    """What ends afterwards is told too, whether or not somebody else asks meanwhile."""
     async with recorded.manager.run() as run:
         chain = run.chain([], chain_id="a").start()
         late = run.chain([], chain_id="b").start()
@@ -130,6 +136,7 @@ async def test_the_record_is_removed_while_a_chain_is_open(recorded, asked):
 
 
 async def test_an_end_before_the_record_is_removed(recorded):
+    """It is told although the record is not followed any more."""
     async with recorded.manager.run() as run:
         chain = run.chain([], chain_id="a").start()
         await following(recorded)
@@ -142,6 +149,7 @@ async def test_an_end_before_the_record_is_removed(recorded):
 
 
 async def test_the_record_is_taken_off_and_added_again(recorded):
+    """What ended meanwhile is not told as open for ever."""
     async with recorded.manager.run() as run:
         chain = run.chain([], chain_id="a").start()
         other = run.chain([], chain_id="b").start()
@@ -157,6 +165,7 @@ async def test_the_record_is_taken_off_and_added_again(recorded):
 
 
 async def test_a_second_record_is_added(recorded, tmp_path):
+    """The rows come from it then, with what the start of each chain told."""
     async with recorded.manager.run() as run:
         chain = run.chain([], chain_id="a", seed=4, reference=7).start()
         await following(recorded)
@@ -176,6 +185,7 @@ async def test_a_second_record_is_added(recorded, tmp_path):
 
 
 async def test_a_record_of_some_chains_only(stage, tmp_path):
+    """It cannot tell of the others, so it is not followed."""
     stage.record = ArchiveObserver(tmp_path / "r", masker=False)
     stage.record.filter = EventFilter(types=stage.record.filter.types, groups=["g"])
     stage.manager.add_observer(stage.record)
@@ -194,6 +204,7 @@ async def test_a_record_of_some_chains_only(stage, tmp_path):
 
 
 async def test_the_folder_is_deleted(recorded):
+    """The record is begun anew, and its rows go on."""
     async with recorded.manager.run() as run:
         chain = run.chain([], chain_id="a").start()
         await following(recorded)
@@ -207,6 +218,7 @@ async def test_the_folder_is_deleted(recorded):
 
 
 async def test_the_record_lost_events(recorded, monkeypatch):
+    """A chain whose end was lost is not told as open; if it is lost, that is said."""
     async with recorded.manager.run() as run:
         chain = run.chain([], chain_id="a").start()
         await following(recorded)
@@ -244,6 +256,7 @@ async def test_the_manager_is_closed(recorded, caplog):
 
 
 async def test_the_run_ends_with_open_chains(recorded):
+    """They are over then."""
     async with recorded.manager.run() as run:
         run.chain([], chain_id="a").start()
         await following(recorded)
@@ -251,3 +264,74 @@ async def test_the_run_ends_with_open_chains(recorded):
         await watch.until(lambda: watch.is_("a", "running"))
     await watch.until(lambda: watch.rows["a"]["state"] != "running")
     await watch.__aexit__()
+
+
+async def test_the_disk_is_full(recorded, monkeypatch):
+    """Who asks then is told what the table knows: the record has the chain as it was before, or not at all."""
+    async with recorded.manager.run() as run:
+        chain = run.chain([], chain_id="a").start()
+        await following(recorded)
+        async with Watch(recorded.client()) as watch:
+            await watch.until(lambda: watch.is_("a", "running"))
+            with monkeypatch.context() as disk:
+                disk.setattr(recorded.record._recorder._events, "append", is_full)
+                chain.end("answered")
+                run.chain([], chain_id="b").start().end("answered")
+                await watch.until(lambda: watch.is_("a", "ended") and watch.is_("b", "ended"))
+                for about in ({}, {"sort": "-reward"}, {"filter": {"state": "ended"}}):
+                    rows = await rows_now(recorded, **about)
+                    assert {chain: row["state"] for chain, row in rows.items()} == {
+                        "a": "ended",
+                        "b": "ended",
+                    }
+                assert await rows_now(recorded, filter={"state": "running"}) == {}
+            run.chain([], chain_id="c").start().end("answered")
+            await watch.until(lambda: watch.is_("c", "ended"))
+            rows = await rows_now(recorded)
+            assert {chain: row["state"] for chain, row in rows.items()} == dict.fromkeys("abc", "ended")
+
+
+def is_full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_nobody_is_left_with_a_chain_that_is_over(recorded, tmp_path, monkeypatch, seed):
+    """Whatever becomes of the record, and whoever asks or begins to watch meanwhile."""
+    monkeypatch.setattr(queries, "WATCH_S", 0.01)
+    monkeypatch.setattr(queries, "LONGEST_REST_S", 0.01)
+    choose, manager, records = random.Random(seed).choice, recorded.manager, [recorded.record]
+    watches, chains, number = [], [], 0
+    async with contextlib.AsyncExitStack() as stack, manager.run() as run:
+        for _ in range(150):
+            what = choose(range(16))
+            if what == 0:
+                await rows_now(recorded)
+            elif what == 1 and len(watches) < 3:
+                about = choose([{}, {"filter": {"state": "running"}}, {"filter": {"group_id": "g"}}])
+                watches.append(await stack.enter_async_context(Watch(recorded.client(), **about)))
+            elif what == 2 and choose([True, False]):
+                if records and choose([True, False]):
+                    manager.remove_observer(records.pop())
+                elif number < 4:
+                    number += 1
+                    records.append(ArchiveObserver(tmp_path / f"another_{number}", masker=False))
+                    manager.add_observer(records[-1])
+            elif what < 6 and len(chains) < 20:
+                name = f"chain_{len(chains)}"
+                chains.append(run.chain([], chain_id=name, group_id=choose([None, "g"])).start())
+            elif what < 9 and chains:
+                choose(chains).end("answered")
+            else:
+                await asyncio.sleep(choose([0, 0, 0.02]))
+        for chain in chains:
+            chain.end("answered")
+        for watch in watches:
+            await watch.until(partial(knows_no_open_chain, watch))
+            for states in watch.states.values():
+                over = [state for state in states if state != "running"]
+                assert states == over or (states[0] == "running" and states[1:] == over)
+
+
+def knows_no_open_chain(watch):
+    return all(row["state"] != "running" for row in watch.rows.values())

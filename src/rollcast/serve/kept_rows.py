@@ -64,12 +64,14 @@ class KeptRows(ABC):
         version: rises with each change of a row.
         forgotten: the version of the latest change that is no longer known, since the chain ended long ago.
         complete: whether it has every chain that ended, as far as it is known: none was let go, and none was lost.
+        after: the table that took over from this one, and tells what happened since; None if none has.
     """
 
     def __init__(self, masker: Masker | None = None) -> None:
         self._masker = masker
         self.version = self.forgotten = 0
         self.complete = True
+        self.after: Any = None
         self._known: dict[Key, dict[str, Any]] = {}  # what was told of open chains before the table began
         self._made: dict[Key, dict[str, Any]] = {}  # rows of open chains that have not changed since
         self._encoded: dict[Key, bytes] = {}  # rows that somebody was sent and that have not changed since
@@ -119,6 +121,7 @@ class KeptRows(ABC):
                 self._end(key, before._ended_row(known))
             elif before.is_open(key):
                 self._end(key, before._open_row(key) | {"state": "lost"})
+        before.after = self
 
     def _touch(self, key: Key) -> None:
         self.version += 1

@@ -181,6 +181,8 @@ class Queries:
 
     def note_let_go(self, table: ChainTable, missing: list[str]) -> None:
         """Add to `missing` that there is no record, if rows of what is over were let go for that."""
+        if isinstance(table, RecordedRows):  # there is one, which cannot be read: that is told
+            return
         runs = self._broadcaster.upstream.runs
         if not (table.complete and runs.complete) and self.manager is not None:
             missing.append(NO_RECORD)
@@ -285,7 +287,7 @@ class _Table:
         self._rows: ChainTable | None = None
         self._given_up: ArchiveObserver | None = None  # a record that could not be followed
         self._manager: Any = None  # whose chains it has
-        self._before: ChainTable | None = None  # an earlier table of them, of which this one has to take over
+        self._before: list[ChainTable] = []  # earlier ones of them, of which this one has to take over
         self._filled: asyncio.Task[None] | None = None
         self._mending: asyncio.Task[None] | None = None
         self._removed = False  # the observer was taken off this manager: what happened meanwhile is not known
@@ -337,8 +339,9 @@ class _Table:
         masker, loop = self._broadcaster.masker, asyncio.get_running_loop()
         taken_off = isinstance(before, LiveRows) and before.closed
         self._removed = self._manager is manager and (self._removed or taken_off)
+        earlier = self._before if before is None else [*self._before, before]
         self._forget()
-        self._before = before if self._manager is manager else None
+        self._before = earlier if self._manager is manager else []
         if record is not None:
             followed = RecordedRows(masker, manager, record)
             self._rows, self._manager = followed, manager
@@ -364,15 +367,17 @@ class _Table:
             await self._take_over(rows, manager)
 
     async def _take_over(self, rows: ChainTable, manager: Any) -> None:
-        """Have the table tell what happened between the one before it and itself."""
-        before, self._before = self._before, None
-        if before is not None:
+        """Have the table tell what happened between those before it and itself."""
+        while self._rows is rows and self._before:
+            before = self._before[-1]
             ended = _ended(before, manager)
             await rows.catch_up()
             await before.catch_up()
-            rows.take_over(before, ended)
-            if isinstance(before, RecordedRows):
-                before.close()
+            if self._rows is rows:
+                rows.take_over(before, ended)
+                self._before.remove(before)
+                if isinstance(before, RecordedRows):
+                    before.close()
 
     async def _begin(self, rows: LiveRows, manager: Any) -> None:
         """Let the manager fill the table, and add what only the record or the history knows about open chains."""
@@ -449,8 +454,7 @@ class _Table:
             except Exception:  # a fault of ours must not hide that rows are missing
                 logger.exception("rows that were lost could not be read again, by a fault in Rollcast")
                 rows.lacks(_rows_lost(lost))
-        if self._rows is rows:
-            await self._take_over(rows, manager)
+        await self._take_over(rows, manager)
 
     async def _mend_runs(self, rows: LiveRows, manager: Any, lost: dict[Lane, int]) -> None:
         """Read the rows of runs of which events were lost: from the record, or else from the history.
@@ -530,7 +534,7 @@ class _Table:
 
     def _forget(self) -> None:
         """Have no table. Who watches it is told its last changes by itself."""
-        self._rows = self._before = None
+        self._rows, self._before = None, []
         if self._leave is not None:
             self._leave.cancel()
             self._leave = None
@@ -728,23 +732,30 @@ class _Answer:
             async with self._queries.turn():
                 is_open = page_of(open_rows, msgspec.structs.replace(wanted, without=[]), table.encoded)
 
-            async def of_record(record: Recorded) -> Page:
+            async def of_record(record: Recorded) -> list[Page]:
+                # A record that cannot be written lacks what the table knows, or has it as it was before.
+                fails = isinstance(record, ArchiveObserver) and record.failing is not None
+                known = table.ended_rows() if fails else []
+                rest = msgspec.structs.replace(wanted, without=[*wanted.without, *map(_key, known)])
                 async with self._queries.reading():
-                    return await self._queries.records.chains(record.path, wanted)
+                    pages = [await self._queries.records.chains(record.path, rest)]
+                return [*pages, await of_table(known)] if known else pages
 
-            async def of_memory() -> Page:
-                self._queries.note_let_go(table, self._missing)
+            async def of_table(rows: list[dict[str, Any]]) -> Page:
                 async with self._queries.turn():
-                    return page_of(table.ended_rows(), wanted, table.encoded)
+                    return page_of(rows, wanted, table.encoded)
 
-            if wanted.where.get("state") == ["running"]:  # the record is not read: what is over is not wanted
-                over = Page(rows=[], total=0, more=False)
-            else:
+            async def of_memory() -> list[Page]:
+                self._queries.note_let_go(table, self._missing)
+                return [await of_table(table.ended_rows())]
+
+            over: list[Page] = []
+            if wanted.where.get("state") != ["running"]:  # otherwise what is over is not wanted
                 over = await self._of_record_or(of_record, of_memory, late)
                 if late:  # rows that ended before `version` may not be in the record yet
                     version = table.forgotten
             self._missing += table.lacking
-            await self._send_page(merged_page([is_open, over], wanted))
+            await self._send_page(merged_page([is_open, *over], wanted))
             if query.watch:
                 await self._watch(table, wanted, version, told)
 
@@ -817,7 +828,10 @@ class _Answer:
                         (told.add if fitting and row.get("state") == "running" else told.discard)(key)
                 if changed:
                     await self._send_rows(changed, changed=True)
-            if is_over and self._queries.manager is not None:  # it was added anew
+            if is_over and table.after is not None:
+                table, version = table.after, 0
+                await table.catch_up()  # or it would tell what is older
+            elif is_over and self._queries.manager is not None:  # it was added anew
                 table, version = await self._queries.table(), 0
 
     # -- the story of one chain ----------------------------------------------------------------------------------------
