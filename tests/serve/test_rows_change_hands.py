@@ -57,7 +57,7 @@ class Watch:
                 self._came.set()
 
     async def until(self, holds):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(80):
             while not holds():
                 if self._task.done():
                     self._task.result()
@@ -92,7 +92,7 @@ async def rows_now(stage, **about):
 
 async def following(stage):
     """Until the server's table follows the record."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not isinstance(table_of(stage), RecordedRows):
             await rows_now(stage)
 
@@ -295,7 +295,7 @@ def is_full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 async def test_nobody_is_left_with_a_chain_that_is_over(recorded, tmp_path, monkeypatch, seed):
     """Whatever becomes of the record, and whoever asks or begins to watch meanwhile."""
     monkeypatch.setattr(queries, "WATCH_S", 0.01)
