@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from rollcast.aio import call_in, running_loop
@@ -21,7 +21,6 @@ from rollcast.records.secrets import masker_of
 from rollcast.serve.anew import gaps_between
 from rollcast.serve.clients import Clients
 from rollcast.serve.feeds import Endings, RecordFeeds
-from rollcast.serve.gathering import Gathering, Timer
 from rollcast.serve.history import WITHIN, History, Selector, Selectors
 from rollcast.serve.joins import Joins
 from rollcast.serve.ledger import RunLedger
@@ -101,11 +100,13 @@ class Broadcaster:
         self.sender = Sender()
         self._selectors = Selectors()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.gathering = Gathering(settings)
-        self._timer = Timer(self.flush)
+        self._timer = _Timer(self.flush, settings.batch_s)
         self._waiting = False  # a client has no room
+        self._flushed = (0, 0)  # head and total of the last flush
         self._worker = Worker()
-        self._shortener = Shortener(self._worker, partial(self._timer.set, None), self.clients.not_shortened)
+        self._shortener = Shortener(
+            self._worker, partial(self._timer.set, at_once=True), self.clients.not_shortened
+        )
         self._tail = LiveTail(self.history, self.lock, settings, self.sender, self._shortener)
         self._joins = Joins(
             self.history, self.ledger, self.upstream.gone_locked, self.lock, self.subscriptions, self.sender, self._worker, self.observer,
@@ -156,15 +157,17 @@ class Broadcaster:
             self.ledger.note(made, entries, position)
             self.feeds.came()
             loop = self._loop
-            wait_s = self.gathering.wait_s(
-                self.history.head, self.history.total, len(self.subscriptions), first_chunk=first_chunk
+            head, total = self._flushed
+            full = (
+                self.history.head - head >= self.settings.batch_events
+                or self.history.total - total >= self.settings.batch_bytes
             )
         if loop is None:
             return
         if loop is running_loop():
-            self._timer.set(wait_s)
+            self._timer.set(at_once=first_chunk or full)
             return
-        if not call_in(loop, partial(self._timer.set, wait_s)):  # the server has stopped
+        if not call_in(loop, partial(self._timer.set, at_once=first_chunk or full)):  # the server has stopped
             logger.debug("the server's event loop is closed; the events are kept")
 
     def _look_at(self, event: StreamEvent) -> bool:
@@ -239,7 +242,7 @@ class Broadcaster:
                 if subscription.join is not None:
                     subscription.join.told = True
         else:
-            self._timer.set(None)
+            self._timer.set(at_once=True)
         cursor = None if subscription.join else self.history.cursor(here)
         return position is not None or subscription.since == "live", cursor
 
@@ -374,16 +377,16 @@ class Broadcaster:
     def room(self) -> None:
         """Called in the event loop when a connection has room again."""
         if self._waiting:
-            self._timer.set(None)
+            self._timer.set(at_once=True)
 
     def _wait_for_room(self) -> None:
         self._waiting = True
-        self._timer.set(self.settings.batch_s)
+        self._timer.set(at_once=False)
 
     def _joined(self, subscription: Subscription) -> None:
         """Called when a subscription has been given its snapshots."""
         if subscription.position < self.history.head:
-            self._timer.set(None)
+            self._timer.set(at_once=True)
         else:
             self._change_now(subscription)
 
@@ -405,8 +408,7 @@ class Broadcaster:
         waiting = more = False
         with self.lock:
             history = self.history
-            head = history.head
-            self.gathering.flushed(head, history.total)
+            head, self._flushed = history.head, (history.head, history.total)
             limit = self.settings.client_buffer
             for subscription in list(self.subscriptions.values()):
                 if subscription.join is not None:
@@ -445,10 +447,37 @@ class Broadcaster:
                     min((s.position for s in self.subscriptions.values()), default=head)
                 )
         if more or self._waiting:
-            self._timer.set(None if more else self.settings.batch_s)
+            self._timer.set(at_once=more)
 
     def _change_now(self, subscription: Subscription) -> None:
         """Change the filter of a subscription that has caught up, if it waits for that."""
         if subscription.next_filter is not None:
             with self.upstream.locks():
                 self._change(subscription, subscription.next_filter)
+
+
+class _Timer:
+    """Calls back in the loop's next turn or after some time, whichever was set and comes first."""
+
+    def __init__(self, callback: Callable[[], object], after_s: float) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._callback = callback
+        self._after_s = after_s
+        self._handle: asyncio.Handle | None = None
+        self._at_once = False
+
+    def set(self, *, at_once: bool) -> None:
+        """Call back in the loop's next turn if `at_once`, otherwise after the time."""
+        if self.loop is None or self._at_once:
+            return
+        if at_once:
+            self.cancel()
+            self._at_once = True
+            self._handle = self.loop.call_soon(self._callback)
+        elif self._handle is None:
+            self._handle = self.loop.call_later(self._after_s, self._callback)
+
+    def cancel(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+        self._handle, self._at_once = None, False

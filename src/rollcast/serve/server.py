@@ -154,7 +154,6 @@ class WebSocketStreamingServer:
     def take_producers(self, desk: ProducerDesk) -> None:
         """Be a hub's server: producers may connect, and the desk takes what they publish. Call this before `start`."""
         self._desk = self._queries.desk = desk
-        self._broadcaster.gathering.of_hub = True
 
     @property
     def port(self) -> int:

@@ -85,7 +85,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         heartbeat_s: after this long without a message the server pings; after as long again it closes with 4012, unless bytes
             that waited for the client are still moving, since a slow link is not a dead one.
         batch_s, batch_bytes, batch_events: a batch is sent when the first of these is reached; the first chunk of a
-            generation is sent at once. A hub with ten viewers or more gathers twice as much, for at most three times as long.
+            generation is sent at once.
         history_bytes: the size of the events kept for clients that come back or want the start. 0: none are kept, and the
             server asks the manager only for what its clients want.
         client_buffer: if a client has more unsent bytes than this, its events wait and merge.
