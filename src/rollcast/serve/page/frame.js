@@ -10,7 +10,7 @@ export function inNextFrame(task) {
   requested ||= requestAnimationFrame(run);
 }
 
-const SPARE_MS = 0.5; // of a frame: after that, tasks that may wait do; what they changed is still to be laid out and painted, which takes several times as long
+const SPARE_MS = 1; // of a frame: after that, tasks that may wait do
 
 /** @type {Set<() => void>} */
 const queue = new Set();
