@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import copy
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from itertools import count
 from types import ModuleType
@@ -35,7 +36,8 @@ logger = logging.getLogger("rollcast.fleet")
 
 MAX_ATTEMPTS = 3  # at a chain whose runners die
 LEAVE_S = 5.0  # how much longer than the agent's grace period a runner may take to end a cancelled chain
-KNOWN_S = 1.0  # how long a hub elsewhere may take to acknowledge the beginning of a run
+KNOWN_S = 1.0  # how long a hub elsewhere may take to acknowledge the beginning of a run, if it is away
+SLOW_S = 10.0  # and if it is there
 END_S = 10.0  # how long the runners may take to end a run
 
 
@@ -263,8 +265,11 @@ class _RayRun:
         """Wait a moment until the hub elsewhere has the `run_start` of this process: no runner's part may end before that."""
         for observer in self._manager.observers:
             if isinstance(observer, HubStreamObserver):
+                give_up = time.monotonic() + SLOW_S
                 await self._manager.drain(KNOWN_S)
-                await observer.published(KNOWN_S)
+                while not await observer.published(KNOWN_S) and observer.producer.connected:
+                    if time.monotonic() >= give_up:
+                        break
 
     async def _attempt(self, name: str, order: ChainOrder) -> Trajectory:
         self._where.pop(name, None)
