@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import copy
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from itertools import count
 from types import ModuleType
@@ -20,7 +19,7 @@ from rollcast.errors import InputError
 from rollcast.fleet.crossing import pack_agent, pack_value
 from rollcast.fleet.ray_cluster import RayCluster, checked_address
 from rollcast.fleet.ray_pool import RunnerDiedError, RunnerNeeds, RunnerPool
-from rollcast.fleet.runner import RunnerAbout, RunnerOrder
+from rollcast.fleet.runner import RunnerAbout, RunnerOrder, hub_has_all
 from rollcast.fleet.runners_hub import RunnersHub, environment_of_hub
 from rollcast.records import Trajectory
 from rollcast.records.event import RunStatus
@@ -28,7 +27,6 @@ from rollcast.rollout.agent_value import AgentValue
 from rollcast.rollout.rows import PromptRow
 from rollcast.rollout.rows import count as checked_count
 from rollcast.rollout.workers import ChainOrder, RunOrder
-from rollcast.serve.hub_observer import HubStreamObserver
 
 __all__ = ["RayWorkers"]
 
@@ -36,8 +34,6 @@ logger = logging.getLogger("rollcast.fleet")
 
 MAX_ATTEMPTS = 3  # at a chain whose runners die
 LEAVE_S = 5.0  # how much longer than the agent's grace period a runner may take to end a cancelled chain
-KNOWN_S = 1.0  # how long a hub elsewhere may take to acknowledge the beginning of a run, if it is away
-SLOW_S = 10.0  # and if it is there
 END_S = 10.0  # how long the runners may take to end a run
 
 
@@ -263,13 +259,7 @@ class _RayRun:
 
     async def _told_hub(self) -> None:
         """Wait a moment until the hub elsewhere has the `run_start` of this process: no runner's part may end before that."""
-        for observer in self._manager.observers:
-            if isinstance(observer, HubStreamObserver):
-                give_up = time.monotonic() + SLOW_S
-                await self._manager.drain(KNOWN_S)
-                while not await observer.published(KNOWN_S) and observer.producer.connected:
-                    if time.monotonic() >= give_up:
-                        break
+        await hub_has_all(self._manager)
 
     async def _attempt(self, name: str, order: ChainOrder) -> Trajectory:
         self._where.pop(name, None)

@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import socket
+import time
 from functools import partial
 from typing import Any
 
@@ -27,11 +28,16 @@ from rollcast.rollout.chain_tasks import ChainTasks
 from rollcast.rollout.choice import chosen_tools
 from rollcast.rollout.rows import PromptRow
 from rollcast.rollout.workers import ChainOrder, RunOrder
+from rollcast.serve.hub_observer import HubStreamObserver
+from rollcast.stream import StreamingManager
 from rollcast.version import __version__
 
-__all__ = ["Runner", "RunnerAbout", "RunnerOrder"]
+__all__ = ["Runner", "RunnerAbout", "RunnerOrder", "hub_has_all"]
 
 logger = logging.getLogger("rollcast.fleet")
+
+AWAY_S = 1.0  # how long a hub elsewhere may take to acknowledge what it was sent, if it is away
+SLOW_S = 6.0  # and if it is there
 
 
 class RunnerOrder(msgspec.Struct, frozen=True):
@@ -190,6 +196,20 @@ class _Part:
         self.stream.close(status)
         if self.stream.live:
             await self._agent.streaming_manager.drain()
+            await hub_has_all(
+                self._agent.streaming_manager
+            )  # the leader's end, which follows, ends what is open
+
+
+async def hub_has_all(manager: StreamingManager) -> None:
+    """Wait until a hub elsewhere has what this process emitted: at most a moment if it is away, and longer if it is slow."""
+    await manager.drain(AWAY_S)
+    give_up = time.monotonic() + SLOW_S
+    for observer in manager.observers:
+        if isinstance(observer, HubStreamObserver):
+            while not await observer.published(AWAY_S) and observer.producer.connected:
+                if time.monotonic() >= give_up:
+                    return
 
 
 def _unpacked(packed: PackedAgent) -> BaseAgent:
