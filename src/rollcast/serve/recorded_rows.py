@@ -220,7 +220,7 @@ class RecordedRows(KeptRows):
             yield
 
     def _note_owed(self, keys: Set[Key]) -> None:
-        """Of these chains the start or the end is on its way through the record."""
+        """The record has not yet told the start or the end of these chains."""
         now = time.monotonic()
         self._owed = {key: self._owed.get(key, _Owed(now, 0)) for key in keys}
         for owed in self._owed.values():
