@@ -162,7 +162,7 @@ class Worker:
         return self._thread is not None or self._threadless
 
     def _written_here(self) -> Future[None]:
-        """A promise that is kept, after all that waits was written in this thread if there is no other for it."""
+        """A promise that is kept already. If no thread writes any more, what waits is written here first."""
         if self._threadless:
             with self._wake:
                 self._urgent = True

@@ -105,7 +105,7 @@ class KeptRows(ABC):
         self._touch(key)
 
     def take_over(self, before: KeptRows, ended: Iterable[Key]) -> None:
-        """Who watched an earlier table watches this one from now on: tell what happened between the two.
+        """Watchers of an earlier table go on with this one: mark what changed between the two.
 
         Args:
             before: the earlier table.
