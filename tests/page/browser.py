@@ -51,6 +51,14 @@ def see(page, selector, text=None, timeout_s=WAIT_MS / 1000):
     return place.first
 
 
+def there_are(count, places):
+    """Wait until the locator finds so many elements."""
+    end = time.monotonic() + WAIT_MS / 1000
+    while (found := places.count()) != count:
+        assert time.monotonic() < end, f"{found} elements and not {count}: {places}"
+        places.page.wait_for_timeout(50)
+
+
 def until(page, condition):
     """Wait until it holds. (Playwright's own `wait_for_function` needs `eval`, which the page's policy forbids.)"""
     end = time.monotonic() + WAIT_MS / 1000

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from page.browser import PAGE, audit, needs_chromium, see, served, until
+from page.browser import PAGE, audit, needs_chromium, see, served, there_are, until
 from page.staged_runs import QUESTION
 
 pytestmark = needs_chromium
@@ -35,11 +35,11 @@ def test_the_overview_shows_states_and_then_rewards(stage, tab):
     page = tab().open(stage.url)
     stage.begin(stage.guesses())
     see(page, ".question")
-    assert page.locator(".question .cell").count() == 4
+    there_are(4, page.locator(".question .cell"))
     see(page, ".figure", "4 of 4 running")
     stage.finish()
     see(page, ".figure", "0 of 4 running")
-    assert page.get_by_role("link", name="answer 12 , group_0, 4 of 4 over, mean reward 0.63").count() == 1
+    there_are(1, page.get_by_role("link", name="answer 12 , group_0, 4 of 4 over, mean reward 0.63"))
 
 
 def test_a_group_is_aligned_by_turn_and_shows_where_chains_differ(stage, tab):
@@ -48,9 +48,9 @@ def test_a_group_is_aligned_by_turn_and_shows_where_chains_differ(stage, tab):
     stage.begin(stage.guesses())
     see(page, ".question").click()
     see(page, ".column .say", "Well,")
-    assert page.locator(".column .call-line").count() == 8
+    there_are(8, page.locator(".column .call-line"))
     see(page, ".turn-cell.shared .call-line", "guess(8)")
-    assert page.locator(".shared").count() == 4
+    there_are(4, page.locator(".shared"))
     stage.finish()
     see(page, ".column.best .reward", "1.00")
     assert page.locator(".column-head a").all_inner_texts() == ["chain_1", "chain_3", "chain_0", "chain_2"]

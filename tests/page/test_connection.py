@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from page.browser import audit, needs_chromium, see, served, until
+from page.browser import audit, needs_chromium, see, served, there_are, until
 from page.line import Line
 from page.staged_runs import staged
 from rollcast.serve import Token
@@ -174,7 +174,7 @@ def test_another_server_shows_its_run_and_says_that_the_old_one_is_gone(tab):
         page.locator(".notice a", has_text="guess").click()
         see(page, ".notice", "The server that answers now does not know this run.")
         see(page, ".cell.failed")
-        assert page.locator(".question .cell").count() == 4
+        there_are(4, page.locator(".question .cell"))
         page.locator(".notice a", has_text="Show what it has now").click()
         see(page, ".figure", "3 of 8 running")
         page.get_by_role("button", name="Close").click()
@@ -231,7 +231,7 @@ def test_a_token_that_expires_while_the_page_is_open(tab):
         page = one.open(f"{stage.url}#token=short")
         see(page, ".question .cell.generating")
         see(page, "[role=alert]", "The token of this page has expired.")
-        assert page.locator(".question .cell").count() == 4
+        there_are(4, page.locator(".question .cell"))
         page.get_by_label("Token").fill("long")
         page.keyboard.press("Enter")
         see(page, ".status", "Live")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from page.browser import audit, needs_chromium, see, until
+from page.browser import audit, needs_chromium, see, there_are, until
 from page.staged_runs import staged
 
 pytestmark = needs_chromium
@@ -64,7 +64,7 @@ def test_a_group_is_cancelled_and_counted(stage, tab):
     audit(page, "question")
     page.get_by_role("button", name="End it").click()
     see(page, ".cancel [role=status]", "3 of 8 chains ended, 5 were over already.")
-    assert page.locator(".column-head", has_text="cancelled").count() == 3
+    there_are(3, page.locator(".column-head", has_text="cancelled"))
     audit(page, "answer")
 
 

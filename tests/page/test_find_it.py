@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from page.browser import HERE, needs_chromium, see, until
+from page.browser import HERE, needs_chromium, see, there_are, until
 
 pytestmark = needs_chromium
 ROOT = HERE.parents[1]
@@ -61,7 +61,7 @@ def test_the_chain_that_hangs_is_named_with_its_tool_and_the_time(tab, tmp_path)
             .all_inner_texts()[0]
             .startswith("chain_5")
         )
-        assert page.locator(".look-sign").count() == 1
+        there_are(1, page.locator(".look-sign"))
         stuck.locator("a", has_text="chain_5").click()
         see(page, "h1", "chain_5")
         see(page, ".looks-about .look", said)

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from page import hard_cases
-from page.browser import audit, needs_chromium, see, until
+from page.browser import audit, needs_chromium, see, there_are, until
 from page.staged_runs import staged
 
 pytestmark = needs_chromium
@@ -44,8 +44,8 @@ def test_chains_are_filtered_and_sorted_in_the_address(many):
     page.locator(".filters summary").click()
     page.locator(".chip", has_text="failed").click()
     see(page, ".filters summary", "40 of 2,000 chains")
-    assert page.locator(".question").count() == 40
-    assert page.locator(".cell.failed:not(.dim):not(.legend *)").count() == 40
+    there_are(40, page.locator(".question"))
+    there_are(40, page.locator(".cell.failed:not(.dim):not(.legend *)"))
     page.locator("a", has_text="List of chains").click()
     see(page, "h1", "Chains")
     see(page, "p", "40 of 2,000 chains")
@@ -125,7 +125,7 @@ def test_a_large_group_is_strips_that_open_to_columns(stage, tab):
     see(page, ".column", "chain_3")
     page.get_by_role("button", name="chain_4 side by side").click()
     see(page, ".column", "chain_4")
-    assert page.locator(".column:not(.numbers)").count() == 2
+    there_are(2, page.locator(".column:not(.numbers)"))
     address = page.url
     again = tab().open(address)
     until(again, "document.querySelectorAll('.column:not(.numbers)').length === 2")
@@ -173,7 +173,7 @@ def test_a_chain_of_300_turns_keeps_few_of_them_in_the_page(stage, tab):
     page = tab().open(stage.url)
     see(page, "[data-row]").click()
     see(page, "#turn-300 .tokens", "word212")
-    assert page.locator(".block[id^=turn]").count() == 300
+    there_are(300, page.locator(".block[id^=turn]"))
     assert page.locator(".block .tokens").count() < 60
     until(page, "innerHeight + scrollY >= document.documentElement.scrollHeight - 40")
     page.get_by_role("spinbutton").fill("150")
@@ -198,7 +198,7 @@ def test_a_chain_of_300_turns_keeps_few_of_them_in_the_page(stage, tab):
         "(() => { const box = document.getElementById('turn-149')?.getBoundingClientRect(); return box && box.top > 0 && box.top < 200 })()",
     )
     see(again, "#turn-149 .call", "look_up(page=149)")
-    assert again.locator(".turn-marks .turn-mark:not(.legend *)").count() == 300
+    there_are(300, again.locator(".turn-marks .turn-mark:not(.legend *)"))
 
 
 # -- several steps in flight ----------------------------------------------------------------------------------------------------
@@ -392,7 +392,7 @@ def test_a_hint_leads_to_the_call_that_failed(stage, tab):
     see(page, "h1", "chain_3")
     assert "look=tool_fails" in hash_of(page)
     see(page, "#turn-2.evidence .call[open].failed", "there is no such number")
-    assert page.locator(".evidence").count() == 1
+    there_are(1, page.locator(".evidence"))
 
 
 # -- reach ------------------------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from page.browser import audit, needs_chromium, see, until
+from page.browser import audit, needs_chromium, see, there_are, until
 from page.staged_records import APART_S, guessing, in_a_thread, made, recorded
 from page.staged_runs import StagedRuns
 from rollcast.archive import ArchiveObserver
@@ -67,7 +67,7 @@ def test_the_wall_the_group_and_the_chain_are_as_they_were(opened, tab, tmp_path
     see(page, ".who", "2 tokens")  # of the turns before the moment, too
     assert "at=" in page.url
     assert page.locator(".tokens", has_text="Found it").count() == 0
-    assert page.locator("dd", has_text="not yet").count() == 1
+    there_are(1, page.locator("dd", has_text="not yet"))
 
 
 def test_the_slider_seeks_and_back_returns(opened, tab, tmp_path):
@@ -375,7 +375,7 @@ def test_a_folder_lists_its_records_and_each_can_be_read(records, opened, tab):
     assert found["late"][5:] == ["3", "0", "0.61"]
     assert found["early"][5:] == ["2", "0", "0.75"]
     assert "damaged" in found["broken"][1]
-    assert page.locator(".runs a").count() == 2
+    there_are(2, page.locator(".runs a"))
     see(page, ".runs a", "early").click()
     see(page, ".question .mean", "0.75")
     see(page, ".question").click()
@@ -388,7 +388,7 @@ def test_a_folder_lists_its_records_and_each_can_be_read(records, opened, tab):
     see(page, ".question .mean", "0.61")
     see(page, ".question").click()
     see(page, ".column .call-line", "guess(12)")
-    assert page.locator(".column").count() == 4  # with that of the turns' numbers
+    there_are(4, page.locator(".column"))  # with that of the turns' numbers
 
 
 def test_a_link_leads_into_a_record_of_the_folder(records, opened, tab):

@@ -37,6 +37,24 @@ def tiny_agent(scored=TASK.reward):
     return BaseAgent(backend=TinyBackend(), tools=TASK.tools, reward=scored)
 
 
+class Holding(TinyBackend):
+    """Generates nothing with weights of this version or a later one: chains stay open until they are cancelled."""
+
+    def __init__(self, version):
+        super().__init__()
+        self.held_from = version
+
+    async def generate(self, request):
+        if self.policy_version >= self.held_from:
+            await asyncio.Event().wait()
+        async for delta in super().generate(request):
+            yield delta
+
+
+def holding_agent(version):
+    return BaseAgent(backend=Holding(version), tools=TASK.tools, reward=TASK.reward)
+
+
 def saved_weights(out, step):
     return (out / f"step-{step:06d}" / "model.safetensors").read_bytes()
 
@@ -126,7 +144,7 @@ async def test_stop_ends_training_with_a_checkpoint(tmp_path):
 
 async def test_a_watcher_may_cancel(tmp_path):
     """Cancelling a rollout ends training properly, with the last whole step."""
-    agent = tiny_agent()
+    agent = holding_agent(1)
 
     def cancel_rollouts(progress):
         if progress.step == 1:
@@ -150,7 +168,7 @@ async def test_a_watcher_may_cancel(tmp_path):
 
 async def test_a_step_whose_chains_are_all_cancelled_ends_the_training(tmp_path):
     """Group by group: there is nothing to learn from, which is no failure of the reward, and the last whole step is saved."""
-    agent = tiny_agent()
+    agent = holding_agent(1)
     manager = agent.streaming_manager
     loop = asyncio.get_running_loop()
     groups = set()
@@ -199,7 +217,7 @@ async def test_a_watcher_may_cancel_the_training_itself(tmp_path):
 
 async def test_interrupted_before_anything_was_played(tmp_path):
     """Cancelling the first evaluation ends training before its first step, and it can be resumed with an evaluation."""
-    agent = tiny_agent()
+    agent = holding_agent(0)
     loop = asyncio.get_running_loop()
 
     class Canceller(StreamObserver):
@@ -217,7 +235,7 @@ async def test_interrupted_before_anything_was_played(tmp_path):
 
 async def test_an_interrupted_last_evaluation_is_made_up_for(tmp_path):
     """Who resumes a training that has all of its steps gets the evaluation of its last weights."""
-    agent = tiny_agent()
+    agent = holding_agent(1)
     evaluations = []
 
     class Canceller(StreamObserver):
