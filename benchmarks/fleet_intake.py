@@ -146,7 +146,7 @@ async def _taken(messages: Sequence[str]) -> dict[str, float]:
             await manager.drain()
             broadcaster.flush()
             times.append(time.thread_time())
-            assert not taken.refused
+            assert not taken.refused, taken.refused
             for name, (began, ended) in zip(STAGES, itertools.pairwise(times), strict=True):
                 took[name] += ended - began
     await manager.aclose()

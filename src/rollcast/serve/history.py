@@ -118,6 +118,13 @@ class Selector:
         return self.filter.wants(*place)
 
 
+def _first_seq(chunk: Encodable) -> Any:
+    """The `seq` of the first of the chunks that were merged into this one, or its own."""
+    if chunk.__class__ is EncodableChunk:
+        return chunk.seq if (first := chunk.from_seq) is None else first
+    return event_of(chunk).data.get("from_seq", chunk.seq)
+
+
 def _names_only_types(filter: EventFilter) -> bool:
     """Whether it is the same for all runs, chains and groups."""
     return type(filter) is EventFilter and all(
@@ -204,10 +211,8 @@ class History:
         ]
         seqs = [event.seq for event in events]
         firsts = [
-            event.data.get("from_seq", event.seq)
-            if isinstance(event, StreamEvent) and event.event_type is CHUNK
-            else event.seq
-            for event in events
+            _first_seq(event) if kind is CHUNK else event.seq
+            for kind, event in zip(kinds, events, strict=True)
         ]
         befores = [*accumulate([len(line) + ENTRY_BYTES for line in lines], initial=self.total)]
         self.total = befores.pop()

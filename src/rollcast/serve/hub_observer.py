@@ -22,6 +22,7 @@ from rollcast.serve.history import encoded, masked
 from rollcast.serve.producer import HubProducer, producer_for
 from rollcast.serve.producing import Block
 from rollcast.stream import StreamingManager
+from rollcast.stream.merging import tokens_together
 from rollcast.stream.observer import EncodingObserver
 from rollcast.stream.waiting import Encodable, EncodableChunk, event_of
 
@@ -29,6 +30,7 @@ __all__ = ["HubStreamObserver", "attach"]
 
 logger = logging.getLogger("rollcast.serve")
 
+GATHER_S = 0.1  # in which events gather that are sent together
 LARGE_BYTES = 1 << 20  # of a block; most have a hundredth
 LOOK_S = 0.02  # how often to look whether there is room again
 CLOSING_SHARE = 0.8  # of the manager's `drain_timeout` may pass while it waits for the hub
@@ -59,6 +61,7 @@ class HubStreamObserver(EncodingObserver):
 
     threaded = True
     queue_limit_bytes = 16 << 20
+    rest_s = GATHER_S
 
     def __init__(
         self,
@@ -123,7 +126,7 @@ class HubStreamObserver(EncodingObserver):
         own = self._own(events)
         if not own or self._is_second:
             return
-        for block in self._blocks(own):
+        for block in self._blocks(tokens_together(own)):
             room = self._producer.put(block)
             if room is not None:
                 await asyncio.wrap_future(follower(room))

@@ -10,6 +10,7 @@ from rollcast.errors import InputError
 from rollcast.failures import by_signal, class_name_of
 from rollcast.records import EventFilter
 from rollcast.records.jsonable import described
+from rollcast.stream.delivery import REST_S
 from rollcast.stream.identity import ByIdentity
 from rollcast.stream.observer import (
     ChunkInterest,
@@ -33,6 +34,7 @@ class Definition(NamedTuple):
         lossless, threaded, loop, chunk_interest, queue_limit_bytes: see `StreamObserver`.
         encodes: whether it takes an `EncodableChunk` as it is.
         follows_chains: whether it has an `on_chain_closed` of its own.
+        rest_s: see `EncodingObserver`.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Definition(NamedTuple):
     queue_limit_bytes: int
     encodes: bool
     follows_chains: bool
+    rest_s: float
 
 
 def defined(observer: StreamObserver) -> ByIdentity[StreamObserver, Definition]:
@@ -109,8 +112,18 @@ def _definition(leaf: Any, wanted: Any, outer: str) -> Definition:
     interest: ChunkInterest = tokens  # type: ignore[assignment]  # it is one of them
     encodes = inherits(leaf, EncodingObserver) and _takes_encodable(leaf, name)
     follows_chains = overrides_on_chain_closed(leaf)
+    rest_s = leaf.rest_s if inherits(leaf, EncodingObserver) else REST_S
     return Definition(
-        name, guarded(wanted), mode == "lossless", threaded, loop, interest, limit, encodes, follows_chains
+        name,
+        guarded(wanted),
+        mode == "lossless",
+        threaded,
+        loop,
+        interest,
+        limit,
+        encodes,
+        follows_chains,
+        rest_s,
     )
 
 

@@ -26,9 +26,11 @@ from rollcast.stream.own_filter import OwnFilter
 from rollcast.stream.queue import Control, EventQueue, Item, Single, events_of, single
 from rollcast.stream.waiting import event_of
 
-__all__ = ["Delivery", "ObserverStatistics", "Snapshots", "ensure_not_in_own_hook"]
+__all__ = ["REST_S", "Delivery", "ObserverStatistics", "Snapshots", "ensure_not_in_own_hook"]
 
 logger = logging.getLogger("rollcast.stream")
+
+REST_S = 0.01  # a threaded reader wakes at most this often, to compete less for the interpreter lock
 
 Snapshots = Callable[[EventFilter], Iterable[StreamEvent]]
 
@@ -65,6 +67,7 @@ class Delivery(EventQueue):
         on_full: called, with the lock held, when a lossless queue becomes full (True) and when it has room again (False).
         tokens: which chunks the reader takes; see `StreamObserver.chunk_interest`.
         encodes: whether the reader takes an `EncodableChunk` as it is.
+        rest_s: the seconds between two calls of a reader that has a thread of its own.
         follows_chains: whether it is told when a chain has closed: its reader wants to know, or its chunks may be merged.
         pulled: whether the reader takes events at its own pace, and nothing waits for it.
         asked: what the reader has not asked yet, if it is one that asks (`asked.py`); None for any other.
@@ -97,6 +100,7 @@ class Delivery(EventQueue):
         self.names_are_meant = True
         self.tokens: Literal["wanted", "shared", "never"] = "wanted"
         self.encodes = False
+        self.rest_s = REST_S
         self.follows_chains = True
         self.pulled = False
         self.asked: AskedChains | None = None

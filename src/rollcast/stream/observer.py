@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeGuard
 
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent
-from rollcast.stream.delivery import ObserverStatistics
+from rollcast.stream.delivery import REST_S, ObserverStatistics
 from rollcast.stream.fanout import Fanout
 from rollcast.stream.waiting import Encodable
 
@@ -103,7 +103,12 @@ class EncodingObserver(StreamObserver):
     """An observer that encodes what it gets and hardly looks at it, so that most chunks need no event.
 
     Chunks may come as `EncodableChunk`, unless a subclass overrides `on_batch`, which gets events.
+
+    Attributes:
+        rest_s: if it is `threaded`, the seconds between two calls, in which events gather.
     """
+
+    rest_s = REST_S
 
     @abstractmethod
     async def on_encodable(self, events: Sequence[Encodable]) -> None:

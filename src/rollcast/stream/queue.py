@@ -155,11 +155,13 @@ def merged_chunks(chunks: list[Event], *, timed: bool = False, lengths: bool = F
 
 
 def _joined_data(chunks: list[EncodableChunk], *, timed: bool, lengths: bool) -> dict[str, Any] | None:
-    """The `data` that `merged_chunks` gives for chunks that all have ids, or all have none; None for any others.
+    """The `data` that `merged_chunks` gives for chunks that all have ids, or all have none; None for any others, and for merged ones.
 
     No event and no dict is made of the single chunks, so a token costs a third of what it costs there.
     """
     parts = [chunk.data for chunk in chunks]
+    if {part.from_seq for part in parts} != {msgspec.UNSET}:
+        return None
     data: dict[str, Any] = {"content": "".join([p.content for p in parts]), "offset": parts[0].offset}
     counts: list[int] = []  # of the tokens of each chunk
     for name in ("token_ids", "logprobs"):
@@ -323,7 +325,7 @@ class _Loss:
             data, from_seq = {}, event.from_seq
         else:
             data = {} if isinstance(event, EncodableChunk) else event.data
-            from_seq = data.get("from_seq")
+            from_seq = event.from_seq if isinstance(event, EncodableChunk) else data.get("from_seq")
         self.from_seq = min(self.from_seq, event.seq if from_seq is None else from_seq)
         self.to_seq = max(self.to_seq, event.seq)
         if event.event_type is StreamEventType.GAP:

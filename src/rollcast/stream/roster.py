@@ -171,6 +171,7 @@ class Roster:
         )
         delivery.tokens = definition.chunk_interest
         delivery.encodes = definition.encodes
+        delivery.rest_s = definition.rest_s
         delivery.follows_chains = definition.follows_chains or not definition.lossless
         delivery.limit = max(delivery.limit, definition.queue_limit_bytes)
         pump = Pump(leaf, delivery, self._host, after=self._closings.pop(leaf, None))

@@ -35,7 +35,6 @@ __all__ = ["Shift", "ShiftOwner", "shared_running_loop"]
 
 logger = logging.getLogger("rollcast.stream")
 
-THREAD_TICK_S = 0.01  # a threaded observer wakes at most this often, to compete less for the interpreter lock
 # A call costs more than handing over a few events: if there were fewer than this, it waits for a second turn of the loop,
 FEW = 64
 SHORT_S = 0.001  # unless the first turn took longer than this
@@ -319,7 +318,7 @@ class Shift:
             self._delivery.handed_over_locked()
             urgent = self._delivery.urgent
         if not urgent:
-            await asyncio.sleep(THREAD_TICK_S)
+            await asyncio.sleep(self._delivery.rest_s)
 
 
 class _HeldByLoop:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any, final
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from rollcast.records import StreamEvent, StreamEventType
 
@@ -130,12 +131,16 @@ class ChunkData(msgspec.Struct, gc=False, omit_defaults=True, forbid_unknown_fie
     Attributes:
         content, offset: the event's.
         token_ids, logprobs: the event's list; or, for a list of one, a `PackedValue`, which is only made here and never read.
+        dt_ms, lengths, from_seq: the event's, if tokens were merged.
     """
 
     content: str
     offset: int
     token_ids: list[int] | None = None
     logprobs: list[float] | None = None
+    dt_ms: list[float] | UnsetType = UNSET
+    lengths: list[int] | UnsetType = UNSET
+    from_seq: int | UnsetType = UNSET
 
 
 @final
@@ -157,6 +162,11 @@ class EncodableChunk(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     group_id: str | None
     source: str
 
+    @property
+    def from_seq(self) -> int | None:
+        """The first chunk's `seq`, if chunks were merged."""
+        return None if self.data.from_seq is UNSET else self.data.from_seq
+
     def event(self) -> StreamEvent:
         """The event, made anew."""
         data: dict[str, object] = {"content": self.data.content, "offset": self.data.offset}
@@ -164,6 +174,10 @@ class EncodableChunk(msgspec.Struct, gc=False, forbid_unknown_fields=True):
             values: Any = getattr(self.data, name)
             if values is not None:
                 data[name] = [values.value] if values.__class__ is PackedValue else [*values]
+        if self.data.from_seq is not UNSET:
+            for name in ("dt_ms", "lengths", "from_seq"):
+                if (value := getattr(self.data, name)) is not UNSET:
+                    data[name] = [*value] if name != "from_seq" else value
         return StreamEvent(
             CHUNK, self.chain_id, self.timestamp, data, self.step, self.depth, self.seq, self.run_id, self.group_id,
             self.source,
@@ -188,7 +202,9 @@ def chunk_of_line(line: bytes) -> EncodableChunk | None:
     data = chunk.data
     if (data.token_ids is None and _IDS in line) or (data.logprobs is None and _LOGPROBS in line):
         return None  # there are none, rather than null
-    return chunk
+    if data.from_seq is UNSET:
+        return chunk if data.dt_ms is data.lengths is UNSET else None
+    return chunk if 0 <= data.from_seq <= chunk.seq else None
 
 
 def packed(values: Any, kind: type[int | float]) -> Any:
