@@ -181,4 +181,4 @@ def test_it_is_no_work_for_the_collector():
     chunk = encodable("x", 0, packed([1], int), packed([-0.5], float))
     for part in (chunk, chunk.data, chunk.data.token_ids):
         assert not type(part).__struct_config__.gc
-    assert msgspec.structs.astuple(chunk.data) == ("x", 0, PackedValue(1), PackedValue(-0.5))
+    assert msgspec.structs.astuple(chunk.data)[:4] == ("x", 0, PackedValue(1), PackedValue(-0.5))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
+from rollcast.aio import call_in
 from rollcast.fleet.interest import interest_of
 from rollcast.serve.broadcast import ServerObserver
 from rollcast.serve.outlet import Client, transmit
@@ -15,7 +17,8 @@ from rollcast.stream import StreamingManager
 
 __all__ = ["InterestSender"]
 
-SETTLE_S = 0.05  # how often to look whether what is wanted has changed
+SETTLE_S = 0.02  # after a change, in which others may follow
+LOOK_S = 0.25  # how often to look without being told whether what is wanted has changed: each look costs as much as twenty events
 EXPIRY = 3  # heartbeats without a renewal after which a producer assumes that nobody watches
 
 
@@ -45,16 +48,25 @@ class InterestSender:
         self._servers: list[ServerObserver] = []
         self._latest_of: object = None  # the state of the readers that it is the interest of
         self._renew_at = time.monotonic() + heartbeat_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._changed = asyncio.Event()
 
     async def follow(self) -> None:
-        """Wait a moment, look whether what is wanted has changed, and tell the producers if it has, or if a renewal is due.
+        """Wait until what is wanted may have changed, and tell the producers if it has, or if a renewal is due.
 
         Viewers of a server come and go without a change of the manager's observers, since a server with a history wants everything.
         """
-        await asyncio.sleep(SETTLE_S)
+        self._loop = asyncio.get_running_loop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                await self._changed.wait()
+                await asyncio.sleep(SETTLE_S)
+        self._changed.clear()
         version = self._manager.fanout.version
         if version != self._version:
             self._version, self._servers = version, self._find_servers()
+            for server in self._servers:
+                server.upstream.on_change = self._look_soon
         servers = self._servers
         now = (version, [each.upstream.changes for each in servers])
         if now != self._latest_of:
@@ -63,6 +75,11 @@ class InterestSender:
         if time.monotonic() >= self._renew_at:
             self._renew_at = time.monotonic() + self._heartbeat_s
             self._send()
+
+    def _look_soon(self) -> None:
+        """What the clients of a server want has changed. Called in any thread."""
+        if self._loop is not None:
+            call_in(self._loop, self._changed.set)
 
     def _find_servers(self) -> list[ServerObserver]:
         leaves = [leaf for observer in self._manager.observers for leaf in observer.leaves()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 from rollcast.errors import InputError
@@ -33,6 +33,7 @@ class Upstream:
         observer: the server's observer.
         runs: the runs that events told of.
         changes: how often what the clients want may have changed.
+        on_change: called each time, in any thread.
     """
 
     observer: StreamObserver
@@ -43,6 +44,7 @@ class Upstream:
         self.keeps = keeps
         self.runs = KnownRuns()
         self.changes = 0
+        self.on_change: Callable[[], object] = lambda: None
         self._lock = lock
         self._subscriptions = subscriptions
 
@@ -102,6 +104,7 @@ class Upstream:
     def narrow(self) -> None:
         """Tell the manager if what the clients want has changed."""
         self.changes += 1
+        self.on_change()
         if self.keeps:
             return
         wanted = self.wanted()

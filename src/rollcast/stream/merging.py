@@ -57,13 +57,9 @@ def tokens_together(events: Sequence[Encodable]) -> list[Encodable]:
 
 def _token(chunk: Encodable) -> EncodableChunk | None:
     """The chunk if it is a single token and nothing else, as one that need only be encoded; otherwise None."""
+    data: Any = chunk.data
     if isinstance(chunk, EncodableChunk):
-        return (
-            chunk
-            if chunk.data.token_ids.__class__ is PackedValue and _is_plain(chunk.data.logprobs)
-            else None
-        )
-    data = chunk.data
+        return chunk if data.token_ids.__class__ is PackedValue and _is_plain(data.logprobs) else None
     ids, logprobs = data.get("token_ids"), data.get("logprobs")
     if not data.keys() <= _PLAIN or type(chunk) is not StreamEvent or type(ids) is not list or len(ids) != 1:
         return None
