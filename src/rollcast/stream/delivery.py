@@ -112,6 +112,7 @@ class Delivery(EventQueue):
         self.taken_mixed = False  # the items taken last were `mixed`
         self._snapshots = snapshots
         self._waiter: asyncio.Future[None] | None = None
+        self._resting: asyncio.Future[None] | None = None
         self._in_flight: list[Item] = []
         self._bytes_in_flight = 0
         self._warned: set[str] = set()
@@ -153,6 +154,8 @@ class Delivery(EventQueue):
         """See `EventQueue.put_uncounted`. At least once in each run this notices a reader that died with its event loop."""
         super().put_uncounted(items)
         self.on_wake()
+        if _has_barrier(items):
+            self._rouse()
 
     def put_back(self, items: list[Item]) -> None:
         """See `EventQueue.put_back`."""
@@ -164,6 +167,7 @@ class Delivery(EventQueue):
     def end_locked(self) -> None:
         """End the queue: nothing more will be put in, and the reader takes what is left."""
         self.ended = True
+        self._rouse()
         if not self.awake:
             self.wake()
 
@@ -211,6 +215,17 @@ class Delivery(EventQueue):
         self.awake = False
         self._waiter = waiter = asyncio.get_running_loop().create_future()
         return waiter
+
+    def rest_locked(self) -> asyncio.Future[None]:
+        """Let the reader rest: a future of the running event loop, which is done when something waits for the reader."""
+        self._resting = resting = asyncio.get_running_loop().create_future()
+        return resting
+
+    def _rouse(self) -> None:
+        """End the reader's rest, if it rests."""
+        resting, self._resting = self._resting, None
+        if resting is not None:
+            wake(resting)
 
     def leave_locked(self) -> None:
         """Note that there is no reader for now."""
@@ -262,7 +277,7 @@ class Delivery(EventQueue):
     @property
     def urgent(self) -> bool:
         """Whether something, such as `drain`, waits for this reader. The lock is held."""
-        return any(isinstance(item, Control) and item.kind == "barrier" for item in self.items)
+        return _has_barrier(self.items)
 
     def statistics(self) -> ObserverStatistics:
         """The current counts. The lock is held."""
@@ -286,6 +301,10 @@ class Delivery(EventQueue):
         new = topic not in self._warned
         self._warned.add(topic)
         return new
+
+
+def _has_barrier(items: Iterable[Item]) -> bool:
+    return any(isinstance(item, Control) and item.kind == "barrier" for item in items)
 
 
 def ensure_not_in_own_hook(what: str, deliveries: Iterable[Delivery]) -> None:

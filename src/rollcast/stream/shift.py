@@ -25,7 +25,7 @@ from contextvars import Context
 from typing import Any, Literal, Protocol
 
 from rollcast import aio
-from rollcast.aio import call_in, follower, others_run, running_loop, uncancel
+from rollcast.aio import call_in, follower, others_run, resolve, running_loop, uncancel
 from rollcast.stream.calls import Calls
 from rollcast.stream.delivery import Delivery
 from rollcast.stream.queue import Item
@@ -314,11 +314,16 @@ class Shift:
 
     async def _rest(self) -> None:
         """Let events gather for a moment, unless something waits for this observer."""
-        with self._delivery.lock:
-            self._delivery.handed_over_locked()
-            urgent = self._delivery.urgent
-        if not urgent:
-            await asyncio.sleep(self._delivery.rest_s)
+        delivery = self._delivery
+        with delivery.lock:
+            delivery.handed_over_locked()
+            resting = None if delivery.urgent else delivery.rest_locked()
+        if resting is not None:
+            timer = asyncio.get_running_loop().call_later(delivery.rest_s, resolve, resting)
+            try:
+                await resting
+            finally:
+                timer.cancel()
 
 
 class _HeldByLoop:
