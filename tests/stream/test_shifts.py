@@ -9,6 +9,7 @@ import pytest
 
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.stream import StreamingManager, StreamObserver, homes
+from rollcast.stream.observer import EncodingObserver
 from rollcast.testing import EventCapture
 
 
@@ -270,6 +271,33 @@ def test_the_thread_of_one_observer_is_not_the_home_of_another():
     wait_for(lambda: named.of("error"))
     manager.close()
     assert named.threads == {"rollcast-observers"}
+
+
+class Rests(EncodingObserver):
+    """Has a thread, which would rest for an hour after each call."""
+
+    threaded = True
+    rest_s = 3600.0
+
+    def __init__(self):
+        self.seen = []
+
+    async def on_encodable(self, events):
+        self.seen += events
+
+
+async def test_whoever_waits_for_an_observer_ends_its_rest():
+    """`drain`, and the manager when it closes."""
+    manager, observer = StreamingManager(drain_timeout=60), Rests()
+    manager.add_observer(observer)
+    async with manager.run():
+        for n in range(3):
+            manager.emit(step(n))
+            await manager.drain()
+            assert len(observer.seen) == n + 2
+    manager.emit(step(3))
+    await manager.aclose()
+    assert len(observer.seen) == 6
 
 
 def test_a_lossless_observer_whose_loop_was_closed_does_not_keep_the_rollout():

@@ -194,7 +194,7 @@ class LlmGenerationChunk(TypedDict):
 
     `reasoning` is new reasoning text, if the server sends that apart. `dt_ms`: milliseconds from each token to the next one, so
     it has one number fewer than `token_ids`; the chunk's timestamp is that of its last token. `lengths`: how many characters of
-    `content` each token gave, if chunks were merged in a record.
+    `content` each token gave, if chunks were merged in a record or on their way to a hub.
     """
 
     content: str
