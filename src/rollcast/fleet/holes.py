@@ -14,16 +14,14 @@ class Holes:
 
     Args:
         source: whose events they are.
+
+    Attributes:
+        waiting: by run, the `gap` to send before its next event.
     """
 
     def __init__(self, source: str) -> None:
         self._source = source
-        self._by_run: dict[str, StreamEvent] = {}
-
-    @property
-    def waiting(self) -> bool:
-        """Whether a `gap` is to be sent before the next event of a run."""
-        return bool(self._by_run)
+        self.waiting: dict[str, StreamEvent] = {}
 
     def add(self, event: StreamEvent, last_seq: int, reason: str, *, at: int | None = None) -> StreamEvent:
         """Leave out an event.
@@ -47,16 +45,16 @@ class Holes:
 
     def before(self, run_id: str) -> list[StreamEvent]:
         """The `gap` to send before the next event of the run; empty if nothing was left out."""
-        hole = self._by_run.pop(run_id, None)
+        hole = self.waiting.pop(run_id, None)
         return [] if hole is None else [hole]
 
     def rest(self) -> list[StreamEvent]:
         """The gaps of the runs of which no event followed."""
-        holes, self._by_run = list(self._by_run.values()), {}
+        holes, self.waiting = list(self.waiting.values()), {}
         return holes
 
     def _join(self, run_id: str, first: int, last: int, counts: dict[str, int], reason: str) -> StreamEvent:
-        known = self._by_run.get(run_id)
+        known = self.waiting.get(run_id)
         if known is not None:
             data = known.data
             first, last = min(first, data["from_seq"]), max(last, data["to_seq"])
@@ -67,7 +65,7 @@ class Holes:
             counts = (
                 {kind: before.get(kind, 0) + counts.get(kind, 0) for kind in before | counts} if whole else {}
             )
-        hole = self._by_run[run_id] = gap(self._source, run_id, first, last, counts, reason)
+        hole = self.waiting[run_id] = gap(self._source, run_id, first, last, counts, reason)
         return hole
 
 

@@ -102,7 +102,7 @@ class FoldedChain:
         kind, fresh = event.event_type, event.seq > self._seq
         if fresh:
             self._seq = event.seq
-        if fresh and kind in (GENERATION_START, CHUNK):
+        if fresh and (kind is GENERATION_START or kind is CHUNK):
             self._chunks, self._step, self._end = [], event.step, 0
             if kind is CHUNK:
                 self._end = event.data["offset"] + len(event.data["content"])

@@ -91,7 +91,7 @@ class Relay:
         """Do `pass_on_locked` for each event, given with its JSON if somebody has it. Those for the same readers are queued together."""
         fanout, runs = self._fanout, self._runs
         stretch = _Stretch(fanout)
-        of_tokens = fanout.targets_anywhere(CHUNK)
+        version, of_tokens = fanout.version, fanout.targets_anywhere(CHUNK)
         try:
             for event, line in read:
                 if event.__class__ is EncodableChunk and line is not None:
@@ -105,7 +105,8 @@ class Relay:
                         stretch.lines.append(line)
                         continue
                 self._pass_on(event_of(event), line, stretch)
-                of_tokens = fanout.targets_anywhere(CHUNK)
+                if of_tokens is None or fanout.version != version:
+                    version, of_tokens = fanout.version, fanout.targets_anywhere(CHUNK)
         finally:
             stretch.queue()
 
