@@ -18,7 +18,7 @@ from rollcast.stream import StreamingManager
 __all__ = ["InterestSender"]
 
 SETTLE_S = 0.02  # after a change, in which others may follow
-LOOK_S = 0.25  # how often to look without being told whether what is wanted has changed: each look costs as much as twenty events
+LOOK_S = 0.5  # how often to look without being told whether what is wanted has changed: each look costs as much as twenty events
 EXPIRY = 3  # heartbeats without a renewal after which a producer assumes that nobody watches
 
 

@@ -60,7 +60,7 @@ T = StreamEventType
 
 FRAME_EVENTS = 512  # one `publish` frame has at most so many events,
 FRAME_BYTES = 128 << 10  # or is sent once it has as many bytes
-FLUSH_S = 0.01  # an event waits here for no longer, if the hub keeps up; it has waited for the observer (hub_observer.py)
+FLUSH_S = 0.002  # an event waits here for no longer, if the hub keeps up; it has waited for the observer (hub_observer.py)
 WINDOW_BYTES = 4 << 20  # of events that were sent and are not acknowledged; the others wait
 _ENVELOPE = 1024  # bytes that a frame may have besides its events
 MOST_RECEIVED = 1 << 20  # bytes of a message of the hub
