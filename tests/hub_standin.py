@@ -193,7 +193,7 @@ class Hub:
 
     async def until(self, condition):
         """Wait until something is so; looked at whenever a frame came."""
-        async with asyncio.timeout(30), self.changed:
+        async with asyncio.timeout(60), self.changed:
             await self.changed.wait_for(condition)
 
     async def want(self, *filters, expires_s=60.0):

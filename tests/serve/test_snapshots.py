@@ -256,7 +256,7 @@ async def test_neither_the_run_nor_its_loop_waits_while_snapshots_are_encoded(ho
 
     def slowly(event):
         begun.set()
-        assert gate.wait(20)
+        assert gate.wait(60)
         return encoded(event)
 
     monkeypatch.setattr(opening, "encoded", slowly)
@@ -326,7 +326,7 @@ async def test_a_large_event_is_shortened_off_the_loop_and_keeps_its_place(house
 
     def slowly(event, room):
         begun.set()
-        assert gate.wait(20)
+        assert gate.wait(60)
         return fitted(event, room)
 
     monkeypatch.setattr(worker, "fitted", slowly)
@@ -574,7 +574,7 @@ async def test_a_plain_client_that_says_nothing_is_asked_and_stays(stage, say, u
         await until(lambda: len(pings) > 3)
         async with stage.manager.run() as run:
             say(run, ["one"])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert "run_start" in await socket.recv()
     assert server.statistics().closed_slow == 0
 
