@@ -46,10 +46,13 @@ class Stage:
                     async with self.client(**options):
                         return
 
-    async def watched(self, count=1):
-        """Wait until so many clients are there and no others, each with its subscription: a client is welcomed before it has one."""
+    async def watched(self, subscriptions=1, connections=1):
+        """Wait until there are so many and no more: a client is welcomed before it has a subscription, and another may be about to leave."""
         async with asyncio.timeout(60):
-            while {self.server.statistics().connections, self.server.statistics().subscriptions} != {count}:
+            while (found := self.server.statistics()) and (found.subscriptions, found.connections) != (
+                subscriptions,
+                connections,
+            ):
                 await asyncio.sleep(0.001)
 
 

@@ -329,7 +329,7 @@ async def test_a_client_that_takes_nothing_holds_up_nobody(recorded):
 
 async def anext_when_live(stage, client):
     task = asyncio.create_task(read_until(client, "live"))
-    await stage.watched(2)  # with the one that takes nothing
+    await stage.watched(connections=2)  # the one that takes nothing has asked for nothing
     await speak(stage, "live", words=3)
     await task
 
