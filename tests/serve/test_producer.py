@@ -140,7 +140,7 @@ async def test_an_interest_expires(publishing):
         async with manager.run() as run:
             with run.chain(MESSAGES) as chain, chain.generation() as generation:
                 await hub.until(lambda: "llm_generation_start" in hub.types())
-                await hub.want({}, expires_s=0.2)
+                await hub.want({}, expires_s=2.0)
                 await hub.until(lambda: "chain_snapshot" in hub.types())
                 assert manager.wants(T.LLM_GENERATION_CHUNK, "chain_0", None, run.run_id)
                 async with asyncio.timeout(60):
