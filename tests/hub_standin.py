@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import weakref
 from collections import defaultdict
 
 import msgspec
 from websockets.asyncio.server import serve
 
+from ports import kept_port
 from rollcast.records.codec import decode
 from rollcast.serve.protocol import (
     SUBPROTOCOL,
@@ -85,6 +87,10 @@ class Hub:
         if self._server is not None:
             self.away = False
             return
+        if self.port == 0:  # it stays the stand-in's, also while nobody listens there
+            kept = contextlib.ExitStack()
+            self.port = kept.enter_context(kept_port())
+            weakref.finalize(self, kept.close)
         self._server = await serve(
             self._take,
             "127.0.0.1",
@@ -94,7 +100,6 @@ class Hub:
             compression=None,
             process_request=self._cut_if_away,
         )
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self):
         """Be away: cut every connection, and each that comes."""
@@ -193,7 +198,7 @@ class Hub:
 
     async def until(self, condition):
         """Wait until something is so; looked at whenever a frame came."""
-        async with asyncio.timeout(30), self.changed:
+        async with asyncio.timeout(60), self.changed:
             await self.changed.wait_for(condition)
 
     async def want(self, *filters, expires_s=60.0):

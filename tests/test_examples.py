@@ -208,7 +208,7 @@ def test_nobody_else_is_watched():
         [sys.executable, ROOT / "examples/watch_one_chain.py"],
         capture_output=True,
         encoding="utf-8",
-        timeout=60,
+        timeout=300,
         env=os.environ | {"PYTHONPATH": str(Path(rollcast.__file__).parents[1]), "PYTHONIOENCODING": "utf-8"},
         check=True,
     )

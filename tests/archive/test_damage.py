@@ -49,7 +49,7 @@ def whole(tmp_path_factory):
                             call.observation("seen " * 20)
                         chain.reward(float(number))
                     manager.drain_sync()
-                    observer._worker.flush().result(20)
+                    observer._worker.flush().result(60)
             learned = {f"r{step}": {"chain_0": {"advantage": 0.5, "staleness": 0}}}
             data = {"train_step": step, "policy_version": step, "metrics": {}, "chains": learned}
             manager.emit(StreamEvent(T.TRAIN_STEP, "", None, data, run_id="training"))

@@ -475,7 +475,7 @@ async def test_a_write_that_hangs_keeps_neither_the_run_nor_the_close(stage, tal
 
     def blocked(self, data):
         hangs.set()
-        go_on.wait(20)
+        go_on.wait(120)
         append(self, data)
 
     monkeypatch.setattr(AppendedFile, "append", blocked)
@@ -483,17 +483,17 @@ async def test_a_write_that_hangs_keeps_neither_the_run_nor_the_close(stage, tal
     stage.observe()
     await stage.run()
     await stage.manager.aclose()
-    assert hangs.is_set()
+    assert await asyncio.to_thread(hangs.wait, 60)
     assert "ArchiveObserver" in caplog.text
     go_on.set()
-    stage.observer._worker.stop().result(10)
+    stage.observer._worker.stop().result(60)
 
 
 async def test_events_wait_in_the_observers_queue_and_not_in_the_thread(stage, monkeypatch):
     """What the thread holds is bounded: the rest stays where it is merged, counted and, at last, told as a gap."""
     go_on = threading.Event()
     append = AppendedFile.append
-    monkeypatch.setattr(AppendedFile, "append", lambda self, data: (go_on.wait(20), append(self, data))[1])
+    monkeypatch.setattr(AppendedFile, "append", lambda self, data: (go_on.wait(120), append(self, data))[1])
     monkeypatch.setattr(worker, "_FULL_EVENTS", 50)
     monkeypatch.setattr(worker, "_SOON", 50)
     stage.observe()
@@ -505,7 +505,7 @@ async def test_events_wait_in_the_observers_queue_and_not_in_the_thread(stage, m
                 await asyncio.sleep(0.001)
     assert len(stage.observer._worker._events) < 700
     go_on.set()
-    await stage.manager.drain(20)
+    await stage.manager.drain(120)
     archive = await stage.close()
     assert [e.data["error"] for e in archive.events() if e.event_type == "error"] == [
         f"e{i}" for i in range(2000)
@@ -531,11 +531,17 @@ async def test_a_folder_that_is_deleted_after_the_run_is_not_made_again(stage):
     assert not stage.path.exists()
 
 
-async def test_trajectories_that_cannot_wait_are_counted(stage, monkeypatch):
+async def test_trajectories_that_cannot_wait_are_counted(stage, monkeypatch, until):
     """Their memory is bounded while the disk is slow; the events are there all the same."""
     monkeypatch.setattr(worker, "_TRAJECTORY_BYTES", 4000)
     stage.observe()
-    await stage.run(40)
+    recorder, go_on = stage.observer._recorder, threading.Event()
+    begin = recorder.open
+    monkeypatch.setattr(recorder, "open", lambda: (go_on.wait(120), begin()))
+    running = asyncio.create_task(stage.run(40))
+    await until(lambda: stage.observer._worker._trajectories_lost)
+    go_on.set()
+    await running
     archive = await stage.close()
     kept = sum(row.get("trajectory") is not None for row in archive.chains().rows)
     assert 0 < kept < 40
@@ -587,7 +593,7 @@ def test_whatever_events_hold_the_record_has_them(events):
                 for seq, (kind, chain_id, data, step) in enumerate(events)
             ]
         )
-        writes.stop().result(10)
+        writes.stop().result(60)
         if events:
             path = Path(folder) / "r" / "events" / "000000000000.jsonl.zst"
             found = [json.loads(line) for line in zstd.decompress(path.read_bytes()).splitlines()]

@@ -312,7 +312,7 @@ async def test_rows_of_a_growing_record_say_which_chains_are_lost(tmp_path):
             return {}
         return {row["chain_id"]: row["state"] for row in Archive.open(tmp_path / "record").chains().rows}
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while states() != {"a": "lost", "b": "running"}:
             await asyncio.sleep(0.02)
     await manager.aclose()

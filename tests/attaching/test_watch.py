@@ -17,7 +17,7 @@ from rollcast.attaching.watch import Watch
 def watch():
     watch = Watch("a host")
     yield watch
-    watch.close(timeout=10)
+    watch.close(timeout=60)
 
 
 def test_acts_are_called_in_order_on_one_other_thread(watch):
@@ -25,7 +25,7 @@ def test_acts_are_called_in_order_on_one_other_thread(watch):
     done = []
     for number in range(1000):
         watch.tell(lambda n: done.append((n, threading.current_thread())), number)
-    assert watch.flush(10)
+    assert watch.flush(60)
     assert [number for number, _ in done] == list(range(1000))
     assert {thread for _, thread in done} - {threading.current_thread()}
     assert len({t for _, t in done}) == 1
@@ -64,9 +64,9 @@ def test_an_exception_is_logged_once_and_what_is_open_is_closed(watch, caplog):
     watch.on_aside = lambda: closed.append(True)
     watch.tell(lambda: 1 / 0)
     watch.tell(lambda: 1 / 0)
-    watch.flush(10)
+    watch.flush(60)
     watch.tell(after.append, 1)
-    assert watch.flush(10)
+    assert watch.flush(60)
     assert closed == [True]
     assert after == []
     assert not watch.on
@@ -82,7 +82,7 @@ def test_a_failure_while_the_watch_closes_is_logged_too(watch, caplog):
     watch.tell(lambda: (begun.set(), go_on.wait()))
     begun.wait()
     watch.tell(lambda: 1 / 0)
-    closing = threading.Thread(target=watch.close, kwargs={"timeout": 10})
+    closing = threading.Thread(target=watch.close, kwargs={"timeout": 60})
     closing.start()
     while watch.on:
         os.sched_yield()
@@ -94,7 +94,7 @@ def test_a_failure_while_the_watch_closes_is_logged_too(watch, caplog):
 def test_even_system_exit_ends_only_the_watching(watch, caplog):
     """What is not an `Exception` stays on the thread as well."""
     watch.tell(lambda: exec("raise SystemExit(3)"))
-    watch.flush(10)
+    watch.flush(60)
     assert "SystemExit" in caplog.text
     assert not watch.on
 
@@ -110,7 +110,7 @@ def test_a_handler_of_the_host_that_raises_reaches_nobody(watch):
     logging.getLogger("rollcast.attach").addHandler(handler)
     try:
         watch.tell(lambda: 1 / 0)
-        assert watch.flush(10)
+        assert watch.flush(60)
     finally:
         logging.getLogger("rollcast.attach").removeHandler(handler)
 
@@ -127,7 +127,7 @@ def test_a_hang_fills_the_queue_and_is_said_once(caplog, until):
     asyncio.run(until(lambda: "our own code hangs" in caplog.text))
     assert caplog.text.count("steps aside") == 1
     go_on.set()
-    watch.close(timeout=10)
+    watch.close(timeout=60)
 
 
 def test_the_guard_keeps_our_exceptions_and_no_others(watch, caplog):
@@ -137,7 +137,7 @@ def test_the_guard_keeps_our_exceptions_and_no_others(watch, caplog):
     for theirs in (KeyboardInterrupt, asyncio.CancelledError, SystemExit, GeneratorExit):
         with pytest.raises(theirs), watch.guarded():
             raise theirs
-    watch.flush(10)
+    watch.flush(60)
     assert not watch.on
     assert caplog.text.count("steps aside") == 1
 
@@ -153,7 +153,7 @@ def test_a_host_that_has_no_stack_left_stays_watched(watch, caplog):
         with watch.guarded():
             deep()
     watch.tell(done.append, 1)
-    assert watch.flush(10)
+    assert watch.flush(60)
     assert watch.on
     assert done == [1]
     (record,) = caplog.records
@@ -187,7 +187,7 @@ def test_arguments_are_never_compared_or_shown(watch):
 
     took = []
     watch.tell(lambda it: took.append(id(it)), Hostile())
-    assert watch.flush(10)
+    assert watch.flush(60)
     assert len(took) == 1
 
 
@@ -200,9 +200,9 @@ def test_what_was_told_is_let_go_of(watch):
     thing = Thing()
     gone = weakref.ref(thing)
     watch.tell(lambda it: None, thing)
-    watch.flush(10)
+    watch.flush(60)
     del thing
-    watch.flush(10)
+    watch.flush(60)
     gc.collect()
     assert gone() is None
 
@@ -211,7 +211,7 @@ def test_closing_does_what_was_told_and_then_the_last(watch):
     """Then the thread ends."""
     done = []
     watch.tell(done.append, 1)
-    assert watch.close(lambda: done.append(2), timeout=10)
+    assert watch.close(lambda: done.append(2), timeout=60)
     watch.tell(done.append, 3)
     assert done == [1, 2]
 
@@ -221,8 +221,8 @@ def test_a_flush_after_the_end_does_not_wait():
     for _ in range(200):
         watch = Watch("a host")
         watch.tell(lambda: None)
-        watch.close(timeout=10)
-        assert watch.flush(10)
+        watch.close(timeout=60)
+        assert watch.flush(60)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -231,7 +231,7 @@ def test_a_forked_child_is_not_watched_and_says_so():
     """The child has neither the thread nor what waits for it."""
     watch, done = Watch("a host"), []
     watch.tell(done.append, "parent")
-    watch.flush(10)
+    watch.flush(60)
     reads, writes = os.pipe()
     child = os.fork()
     if child == 0:
@@ -250,5 +250,5 @@ def test_a_forked_child_is_not_watched_and_says_so():
         text = said.read()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert text.count("is not watched in this process") == 1
-    assert watch.close(lambda: done.append("last"), timeout=10)
+    assert watch.close(lambda: done.append("last"), timeout=60)
     assert done == ["parent", "last"]

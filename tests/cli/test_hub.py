@@ -143,7 +143,7 @@ def test_metrics_count_producers(hub):
     _, said = hub()
     page, token = re.search(r"in a browser: (\S+)#token=(\S+)", said).groups()
     request = urllib.request.Request(f"{page}metrics", headers={"Authorization": f"Bearer {token}"})
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         assert "rollcast_hub_connected 0.0" in answer.read().decode()
 
 

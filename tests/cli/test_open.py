@@ -18,6 +18,7 @@ import pytest
 from websockets.sync.client import connect
 
 import rollcast as rollcast_package
+from ports import kept_port
 from rollcast import StreamingManager
 from rollcast.archive import ArchiveObserver
 from rollcast.cli import main
@@ -81,7 +82,7 @@ def hello(link, token=None):
     parts = urlsplit(link)
     with connect(f"ws://{parts.netloc}/", subprotocols=["rollcast.v1"], proxy=None) as socket:
         socket.send(json.dumps({"type": "hello"} | ({"token": token} if token else {})))
-        return json.loads(socket.recv(timeout=30))
+        return json.loads(socket.recv(timeout=60))
 
 
 def token_of(link):
@@ -109,16 +110,16 @@ def test_a_record_is_opened_and_ctrl_c_ends_it_with_0(place):
         assert lines[0] == "20261127-0900-guess-aaaa: ended\n"
         assert FORWARD.fullmatch(lines[2])
         link = link_in(lines)
-        with urllib.request.urlopen(link.partition("#")[0], timeout=30) as answer:
+        with urllib.request.urlopen(link.partition("#")[0], timeout=60) as answer:
             assert b"<title>Rollcast</title>" in answer.read()
         assert hello(link)["code"] == 4500
         welcome = hello(link, token_of(link))
         assert (welcome["type"], welcome["scopes"]) == ("welcome", ["read"])
         with connect(f"ws://{urlsplit(link).netloc}/", subprotocols=["rollcast.v1"], proxy=None) as socket:
             socket.send(json.dumps({"type": "hello", "token": token_of(link)}))
-            socket.recv(timeout=30)
+            socket.recv(timeout=60)
             socket.send(json.dumps({"type": "query", "id": "q", "what": "runs"}))
-            assert [row["run_id"] for row in json.loads(socket.recv(timeout=30))["rows"]] == ["aaaa"]
+            assert [row["run_id"] for row in json.loads(socket.recv(timeout=60))["rows"]] == ["aaaa"]
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=300)
     assert (process.returncode, out, errors) == (0, "", "")
@@ -126,14 +127,13 @@ def test_a_record_is_opened_and_ctrl_c_ends_it_with_0(place):
 
 def test_its_token_is_kept_and_the_link_is_the_same_after_a_restart(place):
     """On the same port; the file is readable for its owner alone. SIGTERM ends it with 0 too."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     links = []
-    for _ in range(2):
-        with running("open", "--no-browser", "--port", port, cwd=place) as process:
-            links.append(link_in(lines_until(process, "Ctrl-C ends it")))
-            process.terminate()
-            assert process.wait(300) == 0
+    with kept_port() as port:
+        for _ in range(2):
+            with running("open", "--no-browser", "--port", port, cwd=place) as process:
+                links.append(link_in(lines_until(process, "Ctrl-C ends it")))
+                process.terminate()
+                assert process.wait(300) == 0
     assert links[0] == links[1]
     file = place / "rollcast-runs" / "token"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -160,13 +160,13 @@ def test_a_folder_of_records_is_opened(place, args):
         link = link_in(lines)
         with connect(f"ws://{urlsplit(link).netloc}/", subprotocols=["rollcast.v1"], proxy=None) as socket:
             socket.send(json.dumps({"type": "hello", "token": token_of(link)}))
-            assert "records" in json.loads(socket.recv(timeout=30))["features"]
+            assert "records" in json.loads(socket.recv(timeout=60))["features"]
             socket.send(json.dumps({"type": "query", "id": "q", "what": "runs"}))
-            rows = json.loads(socket.recv(timeout=30))["rows"]
+            rows = json.loads(socket.recv(timeout=60))["rows"]
             assert [(row["run_id"], row["name"]) for row in rows] == [("bbbb", "grid"), ("aaaa", "guess")]
-            socket.recv(timeout=30)
+            socket.recv(timeout=60)
             socket.send(json.dumps({"type": "query", "id": "q", "what": "chains", "run": "aaaa"}))
-            assert [row["reward"] for row in json.loads(socket.recv(timeout=30))["rows"]] == [0.5]
+            assert [row["reward"] for row in json.loads(socket.recv(timeout=60))["rows"]] == [0.5]
         process.send_signal(signal.SIGINT)
         assert process.wait(300) == 0
 
@@ -204,7 +204,7 @@ def test_a_browser_is_opened_at_the_link_if_there_is_a_display(place):
     with running("open", cwd=place, BROWSER=f"{browser} %s") as process:
         link = link_in(lines_until(process, "Ctrl-C ends it"))
         with contextlib.suppress(subprocess.TimeoutExpired):
-            while not told.exists():
+            while not (told.exists() and told.read_text()):
                 process.wait(0.05)
         process.send_signal(signal.SIGINT)
         assert process.wait(300) == 0

@@ -210,7 +210,7 @@ def test_a_replay_of_long_lines_is_what_the_console_printed_live(tmp_path, filte
                         number % 200 == 199
                     ):  # in several blocks, and nothing falls behind, which would merge chunks
                         manager.drain_sync()
-                        observer._worker.flush().result(20)
+                        observer._worker.flush().result(60)
                 for generation in generations:
                     generation.end("stop" if turn else "tool_call")
             for chain in chains:

@@ -101,7 +101,7 @@ def answer_to(place, host, origin):
 
 def test_a_watcher_that_nobody_reads_ends():
     """`rollcast watch … | head -1` does not stay behind."""
-    run = command("run", "--serve", "127.0.0.1:0", "--pace", "2", "--seed", "7", "--chains", "2")
+    run = command("run", "--serve", "127.0.0.1:0", "--pace", "0.5", "--seed", "7", "--chains", "2")
     with subprocess.Popen(run, stdout=subprocess.PIPE, text=True, env=ENV) as running:
         url = next(found[1] for line in running.stdout if (found := re.search(r"watch (ws://\S+)", line)))
         watch = command("watch", url, "--since", "start")

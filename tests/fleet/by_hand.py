@@ -11,7 +11,7 @@ from websockets.asyncio.client import connect
 TOKEN = "shibboleth"
 CHAIN = {"messages": [{"role": "user", "content": "Say it."}], "tools": [], "index": 0, "policy_version": 0}
 GENERATION = {"prompt_tokens": 1, "model": "m", "policy_version": 0, "sampling": {}}
-HEAR_S = 30
+HEAR_S = 60
 
 
 def event(kind, seq, chain="", *, run="r", source="w", step=None, **data):

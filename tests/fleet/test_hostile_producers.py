@@ -88,7 +88,7 @@ class Honest:
         async with producing(self.hub.server.url, "honest") as producer:
             await producer.publish(1, *run)
             await producer.acked(4)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not any(e.run_id == "fine" and e.event_type == "run_end" for e in self.seen):
                 assert not self._watching.done(), self._watching.exception()
                 await asyncio.sleep(0.005)
@@ -96,7 +96,7 @@ class Honest:
 
     async def has(self, kind, **where):
         """Wait until the viewer has had such an event."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not any(
                 e.event_type == kind and all(getattr(e, k) == v for k, v in where.items()) for e in self.seen
             ):
@@ -111,7 +111,7 @@ async def row_of(hub, source):
 
 async def closed_with(talk):
     """The code of the close."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         with suppress(ConnectionClosed):
             while True:
                 await talk.socket.recv()
@@ -334,7 +334,7 @@ async def test_a_producer_that_never_reads_its_acks():
                 await talk.hear("welcome")
                 await talk.publish(1, *RUN)
                 deaf.transport.pause_reading()
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     while hub.intake.producers.rows()[0]["connected"]:
                         await asyncio.sleep(0.01)
                 deaf.transport.abort()

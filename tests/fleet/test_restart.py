@@ -1,6 +1,7 @@
 """A hub that dies and comes back: what it has it does not take twice, and what it lacks it is sent again."""
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -23,6 +24,7 @@ from fleet.by_hand import (
     start,
     talking,
 )
+from ports import kept_port
 from rollcast.archive import Archive, ArchiveObserver
 from rollcast.archive.index import read_run_file
 from rollcast.fleet.hub import Hub
@@ -66,11 +68,13 @@ class Commanded:
 
 @pytest.fixture
 def command(tmp_path):
-    """Starts a hub that records in one directory."""
+    """Starts a hub that records in one directory, at one port."""
     started = []
+    stack = contextlib.ExitStack()
+    port = stack.enter_context(kept_port())
 
     def start(*args):
-        arguments = ["hub", "--record-dir", str(tmp_path / "records"), "--port", "0", *args]
+        arguments = ["hub", "--record-dir", str(tmp_path / "records"), "--port", str(port), *args]
         process = subprocess.Popen(
             [sys.executable, "-m", "rollcast", *arguments],
             env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
@@ -83,6 +87,7 @@ def command(tmp_path):
         if process.poll() is None:
             process.kill()
         process.communicate()
+    stack.close()
 
 
 def facts_of(directory):
@@ -176,9 +181,8 @@ async def test_a_viewer_goes_on_where_it_was(command):
             await producer.acked(3)
         while len(seen) < 3:
             await asyncio.sleep(0.01)
-        port = hub.url.rpartition(":")[2]
         await asyncio.to_thread(hub.end, signal.SIGKILL)
-        again = await asyncio.to_thread(command, "--port", port)
+        again = await asyncio.to_thread(command)
         async with producing(again.url, token=hub.token) as producer:
             await producer.publish(4, event("llm_generation_end", 3, "chain_0", step=1, **GENERATED), *REST)
             await producer.acked(6)
@@ -250,7 +254,7 @@ async def test_a_run_whose_producer_does_not_come_back_ends(tmp_path):
         await viewer.say("subscribe", id="s", since="start")
         last = (await viewer.events(lambda each: "run_status" in each["data"]))[-1]
         assert (last["event_type"], last["run_id"], last["data"]["run_status"]) == ("gap", "r", "unknown")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while (await viewer.rows("runs"))[0]["status"] == "running":  # the record is behind
                 await asyncio.sleep(0.05)
         assert (await viewer.rows("runs"))[0]["status"] == "unknown"

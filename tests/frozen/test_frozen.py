@@ -173,7 +173,7 @@ async def exchanged():
             await socket.send(json.dumps(frame))
 
         async def hear(until):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while True:
                     frame = json.loads(await socket.recv())
                     frames.append(["server", frame])

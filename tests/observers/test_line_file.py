@@ -218,6 +218,62 @@ def test_a_line_that_another_writer_ends_meanwhile_is_not_ended_a_second_time(pa
     assert path.read_bytes() == b"half of a line\none\n"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+@pytest.mark.parametrize("alone", [False, True], ids=["writes", "looks at the end"])
+def test_a_line_that_another_process_is_writing_is_not_ended(path, alone):
+    """As long as it has the lock its line may be half written, also if it is stopped there; nobody waits for it for long."""
+    import fcntl
+
+    path.write_bytes(b"half of a ")
+    file = LineFile(path, append=True)
+    with path.open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        assert file.write(b"one\n", 1) == (1, None)
+        assert file.write(b"two\n", 1) == (1, None)
+    assert path.read_bytes() == b"half of a one\ntwo\n"
+    file.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_a_writer_has_the_lock_while_it_writes(path, monkeypatch):
+    """So that nobody takes its line, half of which is there, for that of a process that died; and no longer."""
+    import fcntl
+
+    def can_be_had_alone():
+        with path.open("rb") as other:
+            try:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
+
+    write, had = os.write, []
+    monkeypatch.setattr(os, "write", lambda fd, data: (had.append(can_be_had_alone()), write(fd, data))[1])
+    file = LineFile(path, append=True)
+    file.write(b"one\n", 1)
+    path.write_bytes(b"half of a ")
+    file.close()
+    file.write(b"two\n", 1)
+    assert had == [False, False]
+    assert can_be_had_alone()
+    file.close()
+
+
+def test_where_there_are_no_locks_lines_are_written_as_ever(path, monkeypatch):
+    """As on some network file systems."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    path.write_bytes(b"half of a ")
+    file = LineFile(path, append=True)
+    assert file.write(b"one\n", 1) == (1, None)
+    file.close()
+    assert path.read_bytes() == b"half of a \none\n"
+
+
 def test_a_torn_line_that_stays_torn_is_ended(path):
     """As a writer that died leaves it."""
     path.write_bytes(b"half of a ")

@@ -59,6 +59,14 @@ def there_are(count, places):
         places.page.wait_for_timeout(50)
 
 
+def they_say(places, texts):
+    """Wait until the elements of the locator have these texts, in this order: each may be drawn in a frame of its own."""
+    end = time.monotonic() + WAIT_MS / 1000
+    while (said := places.all_inner_texts()) != texts:
+        assert time.monotonic() < end, f"{said} and not {texts}: {places}"
+        places.page.wait_for_timeout(50)
+
+
 def until(page, condition):
     """Wait until it holds. (Playwright's own `wait_for_function` needs `eval`, which the page's policy forbids.)"""
     end = time.monotonic() + WAIT_MS / 1000

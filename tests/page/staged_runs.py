@@ -21,6 +21,7 @@ class StagedRuns:
 
     Attributes:
         goes_on: an event of the thread's loop; chains wait for it before their last turn.
+        writes: another one; `stream` waits for it behind its first tokens.
     """
 
     def __init__(self, token=None, *, port=0, record=None, parent=None, **settings):
@@ -40,13 +41,14 @@ class StagedRuns:
         await self.server.start()
         self.manager.add_observer(self.server.get_observer())
         self.goes_on = asyncio.Event()
+        self.writes = asyncio.Event()
         self.tasks = []
 
     @property
     def url(self):
         return f"http://127.0.0.1:{self.server.port}/"
 
-    def call(self, coroutine, timeout=30):
+    def call(self, coroutine, timeout=120):
         """Run it in the thread's loop, and give what it returns."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
 
@@ -60,6 +62,9 @@ class StagedRuns:
 
     def let_go_on(self):
         self.loop.call_soon_threadsafe(self.goes_on.set)
+
+    def let_write(self):
+        self.loop.call_soon_threadsafe(self.writes.set)
 
     def finish(self):
         """Let everything end, and wait for it."""
@@ -134,12 +139,14 @@ class StagedRuns:
                 chain.reward(0.5, {HOSTILE[:40]: 1.0})
                 chain.end("answered", final_response=HOSTILE)
 
-    async def stream(self, tokens, pause_s=0.001):
-        """One chain that writes `tokens` tokens, and waits then."""
+    async def stream(self, tokens, pause_s=0.001, first=None):
+        """One chain that writes `tokens` tokens, and waits then; after the `first` of them it waits until it is let write the others."""
         async with self.manager.run(chains=1, groups=1, agent="long", model="staged") as run:
             with run.chain([{"role": "user", "content": "Write."}], group_id="group_0") as chain:
                 with chain.generation() as generation:
                     for number in range(tokens):
+                        if number == first:
+                            await self.writes.wait()
                         generation.chunk(f"word{number} ", token_ids=[number], logprobs=[-0.01])
                         await asyncio.sleep(pause_s)
                     await self.goes_on.wait()

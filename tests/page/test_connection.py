@@ -1,19 +1,18 @@
 """The page and its connection: what it says when it is lost, frozen, refused or another one, and that nothing is missed or doubled."""
 
-import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
 
-from page.browser import audit, needs_chromium, see, served, there_are, until
+from page.browser import audit, needs_chromium, see, served, there_are, they_say, until
 from page.line import Line
 from page.staged_runs import staged
+from ports import kept_port
 from rollcast.serve import Token
 
 pytestmark = needs_chromium
@@ -46,7 +45,7 @@ def open_chain(page):
 
 def test_a_frozen_line_is_noticed(stage, line, tab):
     """No byte comes and nothing is closed; then the text goes on where it was, without a hole or a double."""
-    stage.begin(stage.stream(20_000, pause_s=0.002))
+    stage.begin(stage.stream(1_000_000, pause_s=0.002))
     one = tab()
     page = one.open(line.url)
     open_chain(page)
@@ -67,7 +66,7 @@ def test_a_frozen_line_is_noticed(stage, line, tab):
 
 def test_a_connection_that_is_cut_in_the_middle_of_frames_loses_nothing(stage, line, tab):
     """Again and again, after odd numbers of bytes."""
-    stage.begin(stage.stream(20_000, pause_s=0.002))
+    stage.begin(stage.stream(1_000_000, pause_s=0.002))
     one = tab()
     page = one.open(line.url)
     open_chain(page)
@@ -84,7 +83,7 @@ def test_a_connection_that_is_cut_in_the_middle_of_frames_loses_nothing(stage, l
 
 def test_a_reload_in_the_middle_goes_on(stage, tab):
     """The text so far comes in a snapshot, and what is written then follows it."""
-    stage.begin(stage.stream(20_000, pause_s=0.002))
+    stage.begin(stage.stream(1_000_000, pause_s=0.002))
     page = tab().open(stage.url)
     open_chain(page)
     before = words(page)[-1]
@@ -102,7 +101,7 @@ def test_how_long_it_is_away_is_counted_and_one_can_try_now(stage, line, tab):
     page = one.open(line.url)
     see(page, ".status", "Connected")
     server = line.to
-    with unused_port() as nobody:
+    with kept_port() as nobody:
         line.to = nobody
         line.cut()
         see(page, ".status", re.compile(r"Reconnecting \(\d+ s\)"))
@@ -115,18 +114,17 @@ def test_how_long_it_is_away_is_counted_and_one_can_try_now(stage, line, tab):
     one.complaints.clear()
 
 
-@contextlib.contextmanager
-def unused_port():
-    """A port at which nobody listens, and nobody else will."""
-    with socket.socket() as kept:
-        kept.bind(("127.0.0.1", 0))
-        yield kept.getsockname()[1]
+@pytest.fixture
+def port():
+    """Of one server, and of the one that comes after it."""
+    with kept_port() as port:
+        yield port
 
 
-def test_a_server_that_is_started_anew_with_its_record_goes_on(tab, tmp_path):
+def test_a_server_that_is_started_anew_with_its_record_goes_on(tab, tmp_path, port):
     """Its cursors survive: nothing of the old run comes again, and all of the new one comes."""
     one = tab()
-    with staged(record=tmp_path / "a") as stage:
+    with staged(port=port, record=tmp_path / "a") as stage:
         stage.begin(stage.guesses())
         stage.finish()
         stage.goes_on.clear()
@@ -135,11 +133,10 @@ def test_a_server_that_is_started_anew_with_its_record_goes_on(tab, tmp_path):
         page.locator("nav a", has_text="Events").click()
         see(page, ".event-row", "run_end")
         lines = page.locator(".event-row").all_inner_texts()
-        port = stage.server.port
     see(page, ".status[data-word=reconnecting]")
     with staged(port=port, record=tmp_path / "b", parent=tmp_path / "a") as stage:
         see(page, ".status", "Connected")
-        assert page.locator(".event-row").all_inner_texts() == lines
+        they_say(page.locator(".event-row"), lines)
         stage.begin(stage.searches(chains=2, ended=2))
         stage.finish()
         page.locator("nav a", has_text="Runs").click()
@@ -152,15 +149,14 @@ def test_a_server_that_is_started_anew_with_its_record_goes_on(tab, tmp_path):
     one.complaints.clear()
 
 
-def test_another_server_shows_its_run_and_says_that_the_old_one_is_gone(tab):
+def test_another_server_shows_its_run_and_says_that_the_old_one_is_gone(tab, port):
     """At the same port, without what the page knew; the address without a run leads to the new one."""
     one = tab()
-    with staged() as stage:
+    with staged(port=port) as stage:
         stage.begin(stage.guesses())
         page = one.open(stage.url)
         see(page, ".question .cell.generating")
         old = page.locator(".question").get_attribute("href")
-        port = stage.server.port
     see(page, ".status[data-word=reconnecting]")
     with staged(port=port) as stage:
         stage.begin(stage.searches())
@@ -222,14 +218,17 @@ def test_a_new_link_in_the_same_tab_replaces_the_token(tab):
         one.complaints.clear()
 
 
-def test_a_token_that_expires_while_the_page_is_open(tab):
+def test_a_token_that_expires_while_the_page_is_open(tab, monkeypatch):
     """The page says so, keeps what it shows, and goes on with a new token."""
-    tokens = (Token("short", ("read",), expires_at=time.time() + 4), Token("long", ("read",)))
-    with staged(tokens=tokens) as stage:
+    now = [time.time()]
+    monkeypatch.setattr("rollcast.serve.server._now", lambda: now[0])
+    tokens = (Token("short", ("read",), expires_at=now[0] + 3600), Token("long", ("read",)))
+    with staged(tokens=tokens, heartbeat_s=1) as stage:
         stage.begin(stage.guesses())
         one = tab()
         page = one.open(f"{stage.url}#token=short")
         see(page, ".question .cell.generating")
+        now[0] += 3600
         see(page, "[role=alert]", "The token of this page has expired.")
         there_are(4, page.locator(".question .cell"))
         page.get_by_label("Token").fill("long")
@@ -242,11 +241,12 @@ def test_a_token_that_expires_while_the_page_is_open(tab):
 
 def test_what_waits_while_paused_is_counted_and_comes_then(stage, tab):
     """Nothing that is shown changes by itself, however long it lasts; the server keeps what is too much."""
-    stage.begin(stage.stream(60_000, pause_s=0))
+    stage.begin(stage.stream(60_000, pause_s=0, first=1_000))
     page = tab().open(stage.url)
     open_chain(page)
     page.keyboard.press("p")
     see(page, ".status", "Paused")
+    stage.let_write()
     shown = page.locator("main").inner_text()
     see(page, ".status", "waiting)")
     page.wait_for_timeout(500)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from page.browser import HERE, needs_chromium, see, there_are, until
+from page.browser import HERE, needs_chromium, see, there_are, they_say, until
 
 pytestmark = needs_chromium
 ROOT = HERE.parents[1]
@@ -34,8 +34,8 @@ def example(name, folder):
         yield line.removeprefix("in a browser: ").strip()
     finally:
         process.terminate()
-        process.wait(20)
-        reading.join(20)
+        process.wait(120)
+        reading.join(120)
         process.stdout.close()
 
 
@@ -56,12 +56,9 @@ def test_the_chain_that_hangs_is_named_with_its_tool_and_the_time(tab, tmp_path)
             stuck.inner_text(),
         )
         see(page, ".column-head .accent", "in open_page for")
-        assert (
-            page.locator(".column-head", has=page.locator(".look-sign"))
-            .all_inner_texts()[0]
-            .startswith("chain_5")
-        )
         there_are(1, page.locator(".look-sign"))
+        signed = page.locator(".column-head", has=page.locator(".look-sign"))
+        assert signed.inner_text().startswith("chain_5")
         stuck.locator("a", has_text="chain_5").click()
         see(page, "h1", "chain_5")
         see(page, ".looks-about .look", said)
@@ -80,7 +77,7 @@ def test_the_chain_that_hacked_its_reward_is_named_with_what_it_did(tab, tmp_pat
         column = page.locator(".column", has=page.locator(".look-sign"))
         column.locator(".call-line", has_text="write_file(path=expected.txt, text=7)").wait_for()
         assert column.locator(".column-head").inner_text().startswith("chain_5")
-        assert column.locator(".reward").inner_text() == "1.00"
+        they_say(column.locator(".reward"), ["1.00"])
         line.locator("a", has_text="chain_5").click()
         see(page, ".looks-about .look", said)
         for name, value in (("reward", "1.00"), ("answer", "The answer is 7."), ("reference", "391")):

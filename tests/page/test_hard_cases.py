@@ -5,7 +5,7 @@ import re
 import pytest
 
 from page import hard_cases
-from page.browser import audit, needs_chromium, see, there_are, until
+from page.browser import audit, needs_chromium, see, there_are, they_say, until
 from page.staged_runs import staged
 
 pytestmark = needs_chromium
@@ -63,7 +63,10 @@ def test_chains_are_filtered_and_sorted_in_the_address(many):
     see(page, '.chip[aria-pressed="true"]', "0.25")
     see(page, '[role=columnheader][aria-sort="ascending"]', "reward")
     see(page, ".chain-row .of-reward", "0.25")
-    assert set(page.locator(".all-rows .of-reward").all_inner_texts()) == {"0.25"}
+    until(
+        page,
+        "[...document.querySelectorAll('.all-rows .of-reward')].every((each) => each.innerText === '0.25')",
+    )
     page.locator("button", has_text="Show all").click()
     see(page, "p", "2,000 chains")
     page.go_back()
@@ -76,7 +79,7 @@ def test_the_list_is_reached_by_keys_and_draws_only_what_is_on_screen(many):
     page.locator("nav a", has_text="Chains").click()
     see(page, ".all-rows .chain-row")
     assert page.locator(".all-rows .chain-row").count() < 60
-    assert page.locator("[role=table]").get_attribute("aria-rowcount") == "2001"
+    see(page, '[role=table][aria-rowcount="2001"]')
     page.keyboard.press("j")
     until(page, "document.activeElement.textContent === 'chain_0'")
     page.keyboard.press("End")
@@ -99,7 +102,7 @@ def test_text_is_searched_in_rows(many):
     page.get_by_role("searchbox").fill("chain_1999")
     page.keyboard.press("Enter")
     see(page, "p", "1 of 2,000 chains")
-    assert page.locator(".all-rows .of-chain_id").all_inner_texts() == ["chain_1999"]
+    they_say(page.locator(".all-rows .of-chain_id"), ["chain_1999"])
     assert "text=chain_1999" in hash_of(page)
 
 
@@ -133,7 +136,7 @@ def test_a_large_group_is_strips_that_open_to_columns(stage, tab):
     until(page, "document.querySelectorAll('.column:not(.numbers)').length === 1")
     stage.finish()
     see(page, ".pill", "64 of 64")
-    assert page.locator(".strip .strip-name").first.inner_text() == "chain_1"  # the best come first
+    see(page, ".strip:first-child .strip-name", re.compile("^chain_1$"))  # the best come first
     page.keyboard.press("s")
     see(page, '.choice [aria-current="true"]', "Side by side")
     until(page, "document.querySelectorAll('.column:not(.numbers)').length === 64")
@@ -210,7 +213,7 @@ def test_steps_in_flight_are_shown_together(stage, tab):
     page = tab().open(stage.url)
     see(page, "h2", "2 steps in flight")
     until(page, "document.querySelectorAll('.question').length === 8")
-    assert page.locator(".step-wall h3 a").all_inner_texts() == ["Step 48", "Step 49"]
+    they_say(page.locator(".step-wall h3 a"), ["Step 48", "Step 49"])
     see(page, ".step-wall h3", "policy 46")
     see(page, ".figure", "24 of 32 running")
     page.locator(".step-wall", has_text="Step 48").locator(".question").first.click()
@@ -343,14 +346,7 @@ def test_rewards_that_are_equal_negative_or_absent(stage, tab):
     see(page, ".legend", "12.00")
     see(page, ".question").click()
     see(page, ".column.best", "12.00")
-    assert page.locator(".column .reward").all_inner_texts() == [
-        "12.00",
-        "0.00",
-        "−1.00",
-        "−1.00",
-        "−3.50",
-        "–",
-    ]
+    they_say(page.locator(".column .reward"), ["12.00", "0.00", "−1.00", "−1.00", "−3.50", "–"])
     stage.begin(hard_cases.rewarded(stage, 0.1, 0.1, 0.1))
     stage.finish()
     page.locator(".mark").click()

@@ -149,6 +149,29 @@ class TestInEveryView:
             assert page.locator(".cancel .bad").count() == 0
 
 
+AS_SOON_AS_IT_IS_DRAWN = """
+  new MutationObserver((changes, observer) => {
+    if (!document.querySelector(".columns")) return;
+    observer.disconnect();
+    document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "t", bubbles: true, cancelable: true }));
+  }).observe(document, { childList: true, subtree: true });
+"""
+
+
+class TestInTime:
+    """Keys, and whoever presses them quickly."""
+
+    pytestmark = needs_chromium
+
+    def test_a_key_is_answered_as_soon_as_its_view_is_drawn(self, stage, tab):
+        """One that comes before the next frame is not lost."""
+        one = tab()
+        one.page.add_init_script(AS_SOON_AS_IT_IS_DRAWN)
+        page = opened(stage, one)
+        page.keyboard.press("g")
+        see(page, ".columns .tokens")
+
+
 class TestReaders:
     """Who sees no motion, or other colours."""
 

@@ -235,7 +235,7 @@ async def test_a_server_and_its_client_carry_it(events):
         task = asyncio.create_task(watch())
         for event in events:
             manager.relay(event)
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 60)
     await server.stop()
     await manager.aclose()
     assert got == events

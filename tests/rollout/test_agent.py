@@ -179,7 +179,7 @@ async def test_calls_of_one_turn_run_concurrently():
     @tool
     async def meet(name: str) -> str:
         """Wait for the other."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await met.wait()
         return name
 

@@ -89,7 +89,7 @@ async def play(f):
         actions.append(after(f["kill_task_after"], task.cancel))
     if f["late"] is not None:
         actions.append(after(f["late"], lambda: manager.add_observer(late)))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await asyncio.gather(*actions)
         await asyncio.wait([task])
     stalling.release()

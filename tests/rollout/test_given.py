@@ -128,7 +128,7 @@ async def test_an_ended_chain_takes_nothing():
         """Look."""
 
         def later():
-            ended.wait(10)
+            ended.wait(60)
             with pytest.raises(InputError, match="takes no more"):
                 ctx.step_reward(1)
             refused.set()
@@ -139,7 +139,7 @@ async def test_an_ended_chain_takes_nothing():
 
     _, (t,) = await played(BaseAgent(tools=[look], backend=ScriptedBackend([CALL, "done"])))
     ended.set()
-    assert await asyncio.to_thread(refused.wait, 10)
+    assert await asyncio.to_thread(refused.wait, 60)
     with pytest.raises(InputError, match="takes no more"):
         kept[0].add_message({"role": "user", "content": "x"})
     assert t.step_rewards == []
@@ -239,7 +239,7 @@ async def test_whoever_does_not_answer_does_not_hold_a_cancelled_run():
     running = asyncio.create_task(run.execute())
     await asked.wait()
     run.cancel()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         (t,) = await running
     assert t.finish_reason == "cancelled"
     over.set()

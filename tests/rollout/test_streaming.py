@@ -165,7 +165,7 @@ async def test_bad_arguments_are_refused_at_the_call():
 
 async def test_events_are_read_once():
     """A second loop ends at once, and a second reader beside the first is told so, instead of waiting for ever."""
-    async with asyncio.timeout(10), agent().run_async_streaming(1, HELLO) as stream:
+    async with asyncio.timeout(60), agent().run_async_streaming(1, HELLO) as stream:
         first = aiter(stream)
         await anext(first)
         with pytest.raises(InputError, match="being read"):

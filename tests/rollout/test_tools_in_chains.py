@@ -31,7 +31,7 @@ async def test_parallel_calls_are_told_apart():
 
     @tool
     async def first() -> str:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await second_began.wait()
         return "first"
 
@@ -69,14 +69,14 @@ async def test_partial_output_is_streamed_while_the_tool_runs(kind):
         @tool
         def work():
             yield "a"
-            assert loop_has_seen.wait(10)
+            assert loop_has_seen.wait(60)
             yield "b"
     else:
 
         @tool
         async def work():
             yield "a"
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await seen.wait()
             yield "b"
 

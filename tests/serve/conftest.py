@@ -8,8 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from ports import kept_port
+from rollcast.errors import RefusedError
 from rollcast.serve import ServerSettings, WebSocketStreamingClient, WebSocketStreamingServer
 from rollcast.stream import StreamingManager
+
+
+@pytest.fixture
+def port():
+    """Of servers that go and come back."""
+    with kept_port() as port:
+        yield port
 
 
 class Stage:
@@ -28,6 +37,23 @@ class Stage:
 
     def client(self, url=None, **options):
         return WebSocketStreamingClient(url or self.server.url, **options)
+
+    async def lets_in(self, **options):
+        """Wait until a client comes in: on a slow machine one may be too late for a server that waits for little."""
+        async with asyncio.timeout(60):
+            while True:
+                with contextlib.suppress(RefusedError):
+                    async with self.client(**options):
+                        return
+
+    async def watched(self, subscriptions=1, connections=1):
+        """Wait until there are so many and no more: a client is welcomed before it has a subscription, and another may be about to leave."""
+        async with asyncio.timeout(60):
+            while (found := self.server.statistics()) and (found.subscriptions, found.connections) != (
+                subscriptions,
+                connections,
+            ):
+                await asyncio.sleep(0.001)
 
 
 @pytest.fixture

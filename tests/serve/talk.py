@@ -3,7 +3,7 @@
 import asyncio
 import json
 
-HEAR_S = 30
+HEAR_S = 60
 
 
 def is_run_end(event):

@@ -153,7 +153,7 @@ async def test_cancel_does_not_wait_for_ever(monkeypatch):
             pass
 
     async with pretender(handler) as url:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             with pytest.raises(RefusedError, match="cannot be reached: no answer came in time"):
                 await WebSocketStreamingClient(url).cancel("r")
 
@@ -258,7 +258,7 @@ async def raw(server, path=b"/", headers=b""):
 
 async def rest(reader):
     """What comes until the server ends it."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         try:
             return await reader.read()
         except ConnectionError:
@@ -294,7 +294,7 @@ async def test_connections_that_say_nothing_do_not_take_all_the_files(stage, mon
         async with raw(server) as (reader, _):
             return b"101" in await rest_of_head(reader)
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not await enters():
             await asyncio.sleep(0.001)
 
@@ -339,7 +339,7 @@ async def test_stopping_gives_everybody_the_rest(stage, say):
         while not got:
             await asyncio.sleep(0)
         await server.stop()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(got) < expected:
                 await asyncio.sleep(0.001)
         await client.aclose()
@@ -356,7 +356,7 @@ async def test_who_comes_while_the_server_stops_does_not_hold_it_up():
         async with raw(server), raw(server, headers=b"Sec-WebSocket-Protocol: rollcast.v1\r\n"):
             for _ in range(moment):
                 await asyncio.sleep(0)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await server.stop()
             assert server.statistics().connections == 0
 

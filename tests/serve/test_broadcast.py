@@ -451,7 +451,7 @@ async def test_one_that_waits_goes_on_when_half_of_its_buffer_is_free(stage):
             stage.broadcaster.flush()
             assert len(slow.events) == before
             slow.full = 500
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while len(slow.events) == before:
                     await asyncio.sleep(0)
             assert slow.types()[-1] == CHUNK
@@ -478,7 +478,7 @@ async def test_a_replay_is_not_merged_nor_closed_though_its_reader_is_slow(stage
         assert late.events == []
         late.full = 0
     await stage.settled()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while "run_end" not in late.types():
             await asyncio.sleep(0)
     assert late.closed is None
@@ -759,7 +759,7 @@ class Watcher:
 def test_whatever_happens_each_client_sees_each_chain_whole(steps, keeps):
     """Joins, cuts, returns, changed filters, full buffers, in any order: no text is missing and none comes twice."""
     assert (
-        asyncio.run(asyncio.wait_for(play(steps, keeps), 30)) >= 1
+        asyncio.run(asyncio.wait_for(play(steps, keeps), 60)) >= 1
     )  # so many watchers saw all that was theirs
 
 
@@ -808,7 +808,7 @@ async def play(steps, keeps):
     for watcher in watchers:
         watcher.outlet.full = 0
     await stage.manager.drain()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while any(
             s.position < stage.broadcaster.history.head or s.join
             for s in stage.broadcaster.subscriptions.values()

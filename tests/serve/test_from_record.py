@@ -142,7 +142,7 @@ async def test_who_comes_back_in_the_middle_of_generations_misses_nothing(record
     running = asyncio.create_task(chatter(recorded, "run_0", pause_s=0.002))
     events = []
     client = recorded.client(since="start")
-    async with client, asyncio.timeout(20):
+    async with client, asyncio.timeout(60):
         async for event in client:
             events.append(event)
             if event.seq >= cut_after and not client._events:
@@ -167,7 +167,7 @@ async def later(work):
 
 async def away(stage, client, events, until):
     """Read until the client is in the middle of `run_0`, and leave; the session to come back with."""
-    async with client, asyncio.timeout(20):
+    async with client, asyncio.timeout(60):
         async for event in client:
             events.append(event)
             if event.seq >= until and not client._events:
@@ -212,12 +212,17 @@ async def test_a_record_that_was_deleted_meanwhile_leaves_a_gap_and_what_is_open
     running = asyncio.create_task(chatter_until(recorded, "run_0", stop))
     events = []
     session = await away(recorded, recorded.client(since="start"), events, 300)
-    await asyncio.sleep(1)
+    async with asyncio.timeout(60):  # until the memory has no more of what it missed
+        while stage.server._broadcaster.history.position(session.cursor) is not None:
+            await asyncio.sleep(0.01)
     await asyncio.to_thread(delete_while_written, recorded.record.path)
     back = coming_back(recorded, session)
-    asyncio.get_running_loop().call_later(0.5, stop.set)
     async with back:
-        events += await read_until(back, "run_0")
+        reading = asyncio.create_task(read_until(back, "run_0"))
+        await stage.watched()
+        await asyncio.sleep(0.5)  # it goes on live for a while
+        stop.set()
+        events += await reading
     await running
     told = each_once_or_in_a_gap(events, emitted.events)
     assert {run_id for run_id, _, _ in told} == {"run_0"}
@@ -297,7 +302,7 @@ async def test_a_record_without_chunks_does_not_lead_to_the_live_tail(stage, tmp
     assert client.recovered
     assert [e.run_id for e in events] == [f"run_{n}" for n in range(3) for _ in range(3)]
     async with stage.client(since="start") as client:
-        await asyncio.wait_for(anext(aiter(client)), 20)
+        await asyncio.wait_for(anext(aiter(client)), 60)
     assert not client.recovered
 
 
@@ -324,7 +329,7 @@ async def test_a_client_that_takes_nothing_holds_up_nobody(recorded):
 
 async def anext_when_live(stage, client):
     task = asyncio.create_task(read_until(client, "live"))
-    await asyncio.sleep(0.1)
+    await stage.watched(connections=2)  # the one that takes nothing has asked for nothing
     await speak(stage, "live", words=3)
     await task
 
@@ -335,7 +340,7 @@ async def test_another_client_goes_on_at_the_cursor_of_one_that_has_gone(recorde
     recorded.manager.add_observer(emitted)
     recorder, may_write = recorded.record._recorder, threading.Event()
     write = recorder.record
-    monkeypatch.setattr(recorder, "record", lambda *what: may_write.wait(30) and write(*what))
+    monkeypatch.setattr(recorder, "record", lambda *what: may_write.wait(60) and write(*what))
     may_write.set()
     events = []
     async with recorded.manager.run(chains=2, run_id="run_0") as run:
@@ -348,7 +353,7 @@ async def test_another_client_goes_on_at_the_cursor_of_one_that_has_gone(recorde
             first.chunk("before ")
             await settled(recorded)
             may_write.clear()
-            async with recorded.client(since="start") as client, asyncio.timeout(20):
+            async with recorded.client(since="start") as client, asyncio.timeout(60):
                 for number in range(4):
                     first.chunk(f"{number} ")
                     second.chunk(f"{number} ")

@@ -184,10 +184,10 @@ async def through(stage, proxy_options, seed, history):
         watcher = Watcher(stage, proxy.url)
         with capture_events(stage.manager) as capture:
             result = await agent.run_async(1, MESSAGES, num_chains=4, enable_streaming=True, seed=seed)
-        await stage.until(lambda: proxy.connections >= 2, timeout=30)
+        await stage.until(lambda: proxy.connections >= 2, timeout=60)
         proxy.peaceful = True
         proxy.cut()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while (
                 not watcher.task.done()
             ):  # the history is short: somebody may have to begin with what comes now
@@ -269,14 +269,14 @@ async def test_a_network_that_swallows_everything_is_noticed_at_both_ends(stage,
                     await until(lambda: any(e.event_type == CHUNK for e in watcher.events))
                     proxy.deaf = True
                     generation.chunk("swallowed ")
-                    await until(lambda: server.statistics().connections == 0, timeout=30)
+                    await until(lambda: server.statistics().connections == 0, timeout=60)
                     generation.chunk("not sent ")
-                    await until(lambda: proxy.connections > 1, timeout=30)
+                    await until(lambda: proxy.connections > 1, timeout=60)
                     proxy.deaf = False
                     proxy.cut()
             async with stage.manager.run(parent_run_id="the end"):
                 pass
-            await asyncio.wait_for(watcher.task, 30)
+            await asyncio.wait_for(watcher.task, 60)
             assert [e for e in watcher.events if e.run_id == run.run_id] == [
                 e for e in capture.events if e.run_id == run.run_id
             ]

@@ -17,12 +17,13 @@ PROGRAM = Path(__file__).with_name("recorded_run.py")
 
 
 @contextlib.asynccontextmanager
-async def program(directory, name, port=0, parent=None):
-    """The program, and its port."""
+async def program(directory, name, port, parent=None):
+    """The program, when it serves."""
     command = [sys.executable, str(PROGRAM), str(directory), name, str(port), *([parent] if parent else [])]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     try:
-        yield process, int(await process.stdout.readline())
+        await process.stdout.readline()
+        yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGKILL)
@@ -31,7 +32,7 @@ async def program(directory, name, port=0, parent=None):
 
 async def read_while(client, events, going_on):
     """Add the client's events until nothing more is to come."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         async for event in client:
             events.append(event)
             if not going_on(event) and not client._events:
@@ -58,10 +59,10 @@ def in_order(events):
 
 @pytest.mark.parametrize("away", ["before the kill", "with the kill"])
 @pytest.mark.parametrize("parent", ["by name", "by id"])
-async def test_a_client_comes_back_to_the_record_of_the_process_that_was_killed(tmp_path, away, parent):
+async def test_a_client_comes_back_to_the_record_of_the_process_that_was_killed(tmp_path, away, parent, port):
     """It is given the rest of that record, the end of the run that was lost, and then what the next process does."""
     events = []
-    async with program(tmp_path, "first") as (killed, port):
+    async with program(tmp_path, "first", port) as killed:
         client = WebSocketStreamingClient(f"ws://127.0.0.1:{port}", since="start")
         async with client:
             await read_while(client, events, lambda e: e.seq < 700)

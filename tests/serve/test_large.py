@@ -92,7 +92,7 @@ async def test_a_late_client_of_the_plain_feed_survives_a_large_snapshot(stage):
         ]
         with run.chain(question):
             await stage.manager.drain()
-            async with connect(server.url, proxy=None) as socket, asyncio.timeout(20):
+            async with connect(server.url, proxy=None) as socket, asyncio.timeout(60):
                 snapshot = decode(await socket.recv())
     assert snapshot.event_type is T.CHAIN_SNAPSHOT
     assert snapshot.data["truncated"]["/messages/1/content"] == 2_000_000

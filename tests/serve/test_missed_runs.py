@@ -195,7 +195,7 @@ async def test_the_start_that_is_gone_is_told_by_a_gap_for_each_run(stage, say, 
     passed = await pass_by(stage, say, runs=5)
     await stage.manager.drain()
     got = []
-    async with asyncio.timeout(20), stage.client(since="start") as client:
+    async with asyncio.timeout(60), stage.client(since="start") as client:
         async for event in client:
             got.append(event)
             if len(got) == 5:
@@ -289,7 +289,7 @@ async def test_each_subscription_is_told_what_it_lost_itself(stage, say):
             await socket.send(json.dumps(frame))
 
         async def answer(kind, id=None):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while True:
                     frame = json.loads(await socket.recv())
                     if frame["type"] == kind and frame.get("id") == id:
@@ -442,7 +442,7 @@ def serve(manager):
 @given(STEPS, st.sampled_from(FILTERS), st.sampled_from(["live", "start"]))
 def test_whatever_happens_nothing_is_missing_without_a_gap(steps, wanted, since):
     """Every event that the filter wants came once, or lies in a gap of its run; a gap of no run stands for the unknown."""
-    client, emitted = asyncio.run(asyncio.wait_for(play(steps, wanted, since), 30))
+    client, emitted = asyncio.run(asyncio.wait_for(play(steps, wanted, since), 60))
     assert missing(client, emitted) == []
 
 

@@ -149,7 +149,7 @@ async def test_from_the_start_every_event_comes_and_a_cursor_goes_on(complete, o
     rest, _ = await talk.events(is_train_step)
     assert rest == given[5:]
     async with WebSocketStreamingClient(server.url, token=TOKEN, since="start") as client:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             async for event in client:
                 if event.event_type == "train_step":
                     break

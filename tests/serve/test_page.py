@@ -280,7 +280,7 @@ async def test_a_websocket_opens_under_any_prefix(stage, prefix, say):
     async with stage.manager.run() as run:
         with run.chain(chain_id="chain_0"):
             async with connect(f"{server.url}{prefix}/?chain=chain_0", proxy=None) as socket:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     assert '"chain_snapshot"' in await socket.recv()
     assert (await raw(server.port, f"{prefix}/healthz".encode()))[2] == b"ok\n"
     assert (await raw(server.port, f"{prefix}/metrics".encode()))[0] == 200

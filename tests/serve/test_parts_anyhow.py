@@ -325,7 +325,7 @@ async def play(steps, wanted, since, parts, keeps):
 )
 def test_whatever_happens_to_parts_nothing_is_missing_without_a_gap(steps, wanted, since, parts, keeps):
     """Every event that the filter wants comes once, or lies in a gap of its run; and texts go on where they were."""
-    world = asyncio.run(asyncio.wait_for(play(steps, wanted, since, parts, keeps), 30))
+    world = asyncio.run(asyncio.wait_for(play(steps, wanted, since, parts, keeps), 60))
     assert missing(world) == []
 
 

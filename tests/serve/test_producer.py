@@ -59,7 +59,7 @@ def producer_of(manager):
 async def settled(manager):
     """Wait until the hub has everything."""
     await manager.drain()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not producer_of(manager).is_up_to_date:
             await asyncio.sleep(0.005)
 
@@ -140,10 +140,10 @@ async def test_an_interest_expires(publishing):
         async with manager.run() as run:
             with run.chain(MESSAGES) as chain, chain.generation() as generation:
                 await hub.until(lambda: "llm_generation_start" in hub.types())
-                await hub.want({}, expires_s=0.2)
+                await hub.want({}, expires_s=2.0)
                 await hub.until(lambda: "chain_snapshot" in hub.types())
                 assert manager.wants(T.LLM_GENERATION_CHUNK, "chain_0", None, run.run_id)
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(60):
                     while manager.wants(T.LLM_GENERATION_CHUNK, "chain_0", None, run.run_id):
                         await asyncio.sleep(0.01)
                 generation.chunk("a")
@@ -246,7 +246,7 @@ async def test_what_does_not_fit_in_memory_is_recorded_and_handed_over(
                 await manager.drain()  # so that it never has more than fits in memory
         await settled(manager)
         assert_whole(hub, 121)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while (record.path / "handover.json").exists():
                 await asyncio.sleep(0.01)
         assert len(await records(tmp_path)) == (0 if "record" in features else 1)
@@ -263,7 +263,7 @@ async def test_a_hub_that_does_not_read_holds_up_nobody(publishing, monkeypatch,
                 with run.chain([{"role": "user", "content": "x" * 1000}]) as chain:
                     say(chain, "a")
             await manager.drain()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while not await records(tmp_path) or producer_of(manager)._outbox.waiting_bytes:
                     await asyncio.sleep(0.01)  # what came at once is on its way to the record
             hub.reading.set()
@@ -337,7 +337,7 @@ async def test_a_process_that_ends_leaves_its_record_to_the_next(publishing, mon
         types = hub.types("first")
         assert types.count("chain_end") == 5
         assert hub.types("second").count("chain_end") == 1
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while await records(tmp_path):
                 await asyncio.sleep(0.01)
 
@@ -398,7 +398,7 @@ async def test_a_record_that_the_hub_does_not_take_holds_up_no_other(publishing,
         await hub.until(lambda: hub.ended)
         assert [source for source, _ in hub.ended] == ["other"]
         await settled(manager)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while len(left := await records(tmp_path)) != 1:
                 await asyncio.sleep(0.01)
         assert "-first-" in left[0].name
@@ -445,7 +445,7 @@ async def test_a_hub_that_refuses_is_told_of_once(publishing, caplog, settings, 
         manager = publishing(hub)
         with caplog.at_level(logging.WARNING, "rollcast.serve"):
             await rollout(manager, chains=3)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while producer_of(manager).refused is None:
                     await asyncio.sleep(0.01)
             await rollout(manager, chains=3)
@@ -462,7 +462,7 @@ async def test_a_hub_that_is_not_there_is_told_of_once(publishing, caplog):
     manager = publishing(hub)
     with caplog.at_level(logging.WARNING, "rollcast.serve"):
         await rollout(manager, chains=3)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while producer_of(manager).link.failures < 4:
                 await asyncio.sleep(0.01)
     (record,) = caplog.records
@@ -475,7 +475,7 @@ async def test_a_hub_that_sends_a_producer_away_for_now_is_quoted_once(publishin
         manager = publishing(hub)
         with caplog.at_level(logging.WARNING, "rollcast.serve"):
             await rollout(manager, chains=3)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while producer_of(manager).link.failures < 3:
                     await asyncio.sleep(0.01)
     (record,) = caplog.records

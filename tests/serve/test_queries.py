@@ -79,7 +79,7 @@ async def ask(stage, what, token=None, **about):
     """The whole answer: its rows, and its last part."""
     rows = []
     client = stage.client(token=token)
-    async with asyncio.timeout(20), contextlib.aclosing(client.query(what, **about)) as answer:
+    async with asyncio.timeout(60), contextlib.aclosing(client.query(what, **about)) as answer:
         async for part in answer:
             rows += part.rows
             if part.total is not None:
@@ -273,7 +273,7 @@ async def test_watched_rows_follow(kept):
         begin(stack, run, 0)
         told = {}
         answer = kept.client().query("chains", watch=True, filter={"state": "running", "run_id": run.run_id})
-        async with asyncio.timeout(20), contextlib.aclosing(answer):
+        async with asyncio.timeout(60), contextlib.aclosing(answer):
             changes = 0
             async for part in answer:
                 changes += part.changed
@@ -290,7 +290,7 @@ async def test_watched_rows_follow(kept):
 
 
 async def gone(stage):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while stage.server._queries.running:
             await asyncio.sleep(0.01)
     return True
@@ -298,7 +298,7 @@ async def gone(stage):
 
 async def test_who_watches_rows_is_told_how_the_last_chains_ended_when_the_manager_closes_with_the_run(kept):
     """What the table had taken before its manager closed still reaches the client."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async with contextlib.AsyncExitStack() as stack, kept.manager.run(chains=2) as run:
             answer = await stack.enter_async_context(
                 contextlib.aclosing(kept.client().query("chains", watch=True, filter={"run_id": run.run_id}))
@@ -331,7 +331,7 @@ async def test_watched_rows_while_a_real_run_goes_on(kept):
 
     told = {}
     answer = kept.client().query("chains", watch=True)
-    async with asyncio.timeout(30), contextlib.aclosing(answer):
+    async with asyncio.timeout(60), contextlib.aclosing(answer):
         playing = None
         async for part in answer:
             told |= {(row["run_id"], row["chain_id"]): row for row in part.rows}
@@ -385,7 +385,7 @@ async def test_agents_that_run_meanwhile_change_no_answer_in_itself(kept):
 async def test_what_a_trainer_learned_reaches_those_who_watch(kept):
     """The advantage comes with the row of a chain that has ended."""
     answer = kept.client().query("chains", watch=True)
-    async with asyncio.timeout(20), contextlib.aclosing(answer):
+    async with asyncio.timeout(60), contextlib.aclosing(answer):
         begun = learned = False
         async for part in answer:
             if not begun:
@@ -505,7 +505,7 @@ async def test_a_child_that_is_killed_fails_the_query_and_no_other(stage, tmp_pa
     child = server._queries.records._holder.child
     os.kill(child.pid, signal.SIGSTOP)  # it will be in the middle of it
     asking = asyncio.create_task(ask(stage, "chains"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not child._readings:
             await asyncio.sleep(0.001)
     os.kill(child.pid, signal.SIGKILL)
@@ -686,7 +686,7 @@ async def test_a_query_that_is_stopped_in_the_middle(stage, tmp_path):
             for number in range(500):
                 with chain.tool_call("look", {"at": number}) as call:
                     call.observation("x" * 4000)
-    async with asyncio.timeout(20), connect(server.url, subprotocols=["rollcast.v1"], proxy=None) as socket_:
+    async with asyncio.timeout(60), connect(server.url, subprotocols=["rollcast.v1"], proxy=None) as socket_:
         await socket_.send(encode_frame(Hello()), text=True)
         assert json.loads(await socket_.recv())["type"] == "welcome"
         await socket_.send(
@@ -713,7 +713,7 @@ async def test_large_rows_and_events_fit_into_a_message(kept):
                     generation.chunk("y" * 100_000, [1], [-0.1])
                 chain.reward(1.0, {f"metric_{i}": 0.123 for i in range(1000)})
         async with (
-            asyncio.timeout(20),
+            asyncio.timeout(60),
             connect(kept.server.url, subprotocols=["rollcast.v1"], proxy=None, max_size=16 << 10) as socket_,
         ):
             await socket_.send(encode_frame(Hello(max_message=16 << 10)), text=True)

@@ -214,9 +214,11 @@ async def test_another_version_is_refused(stage):
 
 async def test_slow_hellos_and_bad_frames_are_closed(stage):
     """Each with its code; the server goes on."""
-    server = await stage.serve(hello_s=0.2, limits=Limits(message_bytes=1000, messages_per_s=10))
+    server = await stage.serve(hello_s=0.2)
     async with connect(server.url, **V1) as socket:
         assert await closed(socket) == 4502
+    await server.stop()
+    server = await stage.serve(hello_s=60, limits=Limits(message_bytes=1000, messages_per_s=10))
     for message, code in (("{", 4501), (b"{}", 4501), ("x" * 2000, 4504), ("x" * 9000, 1009)):
         async with connect(server.url, **V1) as socket:
             await socket.send(message)
@@ -235,13 +237,11 @@ async def test_garbage_on_the_port_does_no_harm(stage, caplog):
     for data in (b"\x00\xff" * 100, b"GET / HTTP/1.1\r\nHost: localhost", b"", b"POST / HTTP/1.1\r\n\r\n"):
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(data)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await reader.read()
         writer.close()
     assert not [r for r in caplog.records if r.levelname in ("ERROR", "CRITICAL")]
-    async with connect(server.url, **V1) as socket:
-        await send(socket, Hello())
-        assert await answer(socket, "welcome")
+    await stage.lets_in()
 
 
 async def test_the_silent_are_closed(stage):
@@ -393,7 +393,7 @@ async def _read_all(client):
 
 async def test_two_hundred_clients_get_the_same_bytes(stage, say, until):
     """Each the whole run."""
-    server = await stage.serve()
+    server = await stage.serve(hello_s=60)
     clients = await asyncio.gather(*(connect(server.url, **V1) for _ in range(200)))
     for socket in clients:
         await send(socket, Hello(), Subscribe("1"))
@@ -429,9 +429,9 @@ async def test_a_port_in_use_is_one_sentence(stage):
         await WebSocketStreamingServer("203.0.113.7", 0, token="x").start()
 
 
-async def test_it_tells_clients_that_it_stops_and_can_start_again(stage, say):
+async def test_it_tells_clients_that_it_stops_and_can_start_again(stage, say, port):
     """4001; then on the same port, with its history."""
-    server = await stage.serve()
+    server = await stage.serve(port=port)
     url = server.url
     async with connect(url, **V1) as socket:
         await send(socket, Hello(), Subscribe("1"))
@@ -507,7 +507,7 @@ def test_on_a_thread_beside_an_event_loop(say):
         watcher = threading.Thread(target=watch, args=(server.url,))
         watcher.start()
         result = agent.run(1, [{"role": "user", "content": "Go on."}], num_chains=2, enable_streaming=True)
-        watcher.join(timeout=30)
+        watcher.join(timeout=120)
         assert not watcher.is_alive()
     assert result.status == "cancelled"
     assert {t.finish_reason for t in result} == {"cancelled"}

@@ -103,7 +103,7 @@ async def test_a_viewer_sees_the_parts_of_a_run_and_may_ask_for_one(stage):
 
     async def take(client: WebSocketStreamingClient, most):
         got = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async for event in client:
                 got.append(event)
                 if len(got) == most:
@@ -134,5 +134,5 @@ async def test_the_plain_feed_can_be_narrowed_to_a_source(stage):
             await asyncio.sleep(0)
         for event in (event for stream in streams for event in stream):
             stage.manager.relay(event)
-        got = [msgspec.json.decode(await asyncio.wait_for(feed.recv(), 20)) for _ in streams[1]]
+        got = [msgspec.json.decode(await asyncio.wait_for(feed.recv(), 60)) for _ in streams[1]]
     assert {event["source"] for event in got} == {"b"}

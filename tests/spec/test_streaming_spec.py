@@ -213,7 +213,7 @@ async def test_separate_async_generators_per_chain(when):
         """
     started = f"run_task = asyncio.create_task({run.removeprefix('await ')})"
     block = block.replace("BEFORE", run if when == "before" else started)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         _, printed = await play(block)
     for i in range(3):
         mine = [line.split(": ")[1] for line in printed.splitlines() if line.startswith(f"chain_{i}: ")]
@@ -276,7 +276,7 @@ async def test_custom_streaming_callback():
 
 async def test_async_generator_events():
     """Every event as it comes; the loop ends with the run."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         namespace, printed = await play(
             """
             from rollcast import AsyncGeneratorStreamObserver
@@ -404,7 +404,7 @@ async def test_websocket_streaming():
 
     agent = YourAgent()
     with capture_events(agent.streaming_manager) as capture:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             namespace, _ = await play(
                 """
                 from rollcast import WebSocketStreamingServer

@@ -39,7 +39,7 @@ def in_another_thread(function, *arguments):
     """Whether it returned, and did not wait for what this thread holds."""
     thread = threading.Thread(target=function, args=arguments, daemon=True)
     thread.start()
-    thread.join(20)
+    thread.join(60)
     return not thread.is_alive()
 
 

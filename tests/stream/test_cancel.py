@@ -41,7 +41,7 @@ async def test_an_agents_run_can_be_cancelled_from_another_thread():
     manager = agent.streaming_manager
 
     def cancel():
-        reached.wait(10)
+        reached.wait(60)
         (run_id,) = manager.fanout.runs
         manager.cancel(run_id, "chain_1")
         loop.call_soon_threadsafe(gate.set)
@@ -75,7 +75,7 @@ def test_an_observer_is_called_in_the_event_loop_that_it_names():
 
     thread = threading.Thread(target=asyncio.run, args=(home(),))
     thread.start()
-    ready.wait(10)
+    ready.wait(60)
     manager = StreamingManager()
     manager.add_observer(observer)
 

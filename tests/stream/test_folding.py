@@ -175,7 +175,7 @@ async def test_a_manager_takes_events_with_their_lines():
     """And shows who joins late how the chains stand."""
     manager = StreamingManager(publish=False)
     manager.relay_read([(each, encode(each)) for each in LIFE[:20]])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for seen in manager.subscribe():
             assert seen.to_dict() == told(viewed(LIFE[:20]))
             break

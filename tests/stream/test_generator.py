@@ -27,7 +27,7 @@ async def a_run(manager, chains=2, tokens=3):
 
 
 async def read(observer):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return [event async for event in observer.events()]
 
 

@@ -168,6 +168,7 @@ async def test_one_that_comes_back_is_not_called_while_its_old_call_goes_on(thre
     deaf, calls = swallowing("on_event", released, threaded=threaded)
     manager.add_observer(deaf)
     manager.emit(step(1))
+    await until(lambda: calls)
     await manager.aclose()
     manager.add_observer(deaf)
     manager.emit(step(2))
@@ -254,7 +255,7 @@ def test_the_program_ends_in_spite_of_it(hook, body, threaded, run):
     """By itself, without an error."""
     program = PROGRAM.format(hook=hook, body=body, threaded=threaded, run=run)
     ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=50
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=300
     )
     assert (ended.returncode, ended.stdout) == (0, "1\n"), ended.stderr
 
@@ -311,7 +312,7 @@ def test_a_real_ctrl_c_in_the_midst_of_an_observer_reaches_the_program(body, ctr
                 signal.raise_signal(signal.SIGINT)
             else:
                 threading.Timer(0.01, signal.raise_signal, (signal.SIGINT,)).start()
-                deadline = time.monotonic() + 10
+                deadline = time.monotonic() + 60
                 while time.monotonic() < deadline:
                     pass
 

@@ -183,7 +183,7 @@ def test_inside_a_loop_the_synchronous_form_does_not_wait_for_the_loop():
         return capture
 
     async def whole():
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             return await work()
 
     asyncio.run(whole()).check()

@@ -296,24 +296,35 @@ def test_a_watcher_may_cancel_the_training(model, tokenizer, tmp_path):
 
 
 class Canceller(StreamObserver):
-    """Ends the second rollout as soon as it begins."""
+    """Ends an agent's second rollout as soon as it begins; none of its chains generates anything until then."""
 
-    def __init__(self, manager):
+    def __init__(self, agent):
         super().__init__()
-        self.watched = manager
+        self.watched = agent.streaming_manager
         self.rollouts = []
+        self.done = False
+        generate = agent.generate
+
+        async def held(request):
+            if agent.backend.policy_version >= 1 and not self.done:
+                await asyncio.Event().wait()
+            async for delta in generate(request):
+                yield delta
+
+        agent.generate = held
 
     async def on_event(self, event):
         if event.event_type is StreamEventType.RUN_START and "parent_run_id" in event.data:
             self.rollouts.append(event.run_id)
             if len(self.rollouts) == 2:
                 self.watched.cancel(event.run_id)
+                self.done = True
 
 
 def test_a_watcher_who_cancels_a_rollout_ends_the_training(model, tokenizer, tmp_path):
     """What was learned before is saved with all that resuming needs, and the runs say how they ended."""
     agent = make_agent(model, tokenizer)
-    agent.streaming_manager.add_observer(Canceller(agent.streaming_manager))
+    agent.streaming_manager.add_observer(Canceller(agent))
     args = config(tmp_path, max_steps=9, save_steps=50, save_strategy="steps")
     with capture_events(agent.streaming_manager) as capture:
         trainer = train(agent, [QUESTION] * 2, args, tokenizer=tokenizer, max_steps=3, max_tokens=64)
@@ -328,7 +339,7 @@ def test_a_watcher_who_cancels_a_rollout_ends_the_training(model, tokenizer, tmp
 def test_a_trainer_of_ones_own_may_train_again(model, tokenizer, tmp_path):
     """Where a watcher cancels a rollout, `train` raises; the next training is a run of its own."""
     agent = make_agent(model, tokenizer)
-    agent.streaming_manager.add_observer(Canceller(agent.streaming_manager))
+    agent.streaming_manager.add_observer(Canceller(agent))
     rollouts = make_rollout_func(agent, [QUESTION] * 4, max_steps=3, max_tokens=64)
     trainer = GRPOTrainer(
         model=model, args=config(tmp_path, max_steps=2), processing_class=tokenizer, rollout_func=rollouts,

@@ -5,17 +5,25 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 from rollcast.errors import InputError
 from rollcast.lifetime import call_after_fork
 
+if sys.platform != "win32":
+    import fcntl
+
 __all__ = ["LineFile", "cannot_open", "check_writable"]
 
 _SHOWN_CHARS = 120  # how many characters of a path a message shows
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+_MENDING_S = 0.2  # how long to wait for a process that ends another one's line, which takes it no time unless it is stopped
 
 _locks: WeakValueDictionary[str, _PathLock] = WeakValueDictionary()
 _locks_guard = threading.Lock()
@@ -86,7 +94,8 @@ class LineFile:
     """A file that is opened, with its folders, at the first write, and again after `close` and in a forked child.
 
     Several of these in one process may write to one path: lines stay whole. Each write is one append, so local file
-    systems keep it apart from the writes of other processes too.
+    systems keep it apart from the writes of other processes too. A read is not kept apart: it may find a line of another process
+    half written. So a writer holds a shared lock, and only who has the lock alone can tell that a line was left by one that died.
 
     Args:
         path: the file's path.
@@ -193,12 +202,18 @@ class LineFile:
         return fd
 
     def _append(self, fd: int, data: bytes, lines: int) -> tuple[int, OSError | None]:
-        if self._torn and self._regular:
-            # Another writer may have been in the middle of a line when the file was read, and have ended the line since.
-            try:
-                self._torn = _ends_torn(fd)
-            except OSError as error:
-                return 0, error
+        if not self._regular:
+            return self._append_locked(fd, data, lines)
+        with _locked(fd, alone=self._torn) as alone:
+            if self._torn:
+                # Another writer may have been in the middle of a line when the file was read, and have ended the line since.
+                try:
+                    self._torn = alone and _ends_torn(fd)
+                except OSError as error:
+                    return 0, error
+            return self._append_locked(fd, data, lines)
+
+    def _append_locked(self, fd: int, data: bytes, lines: int) -> tuple[int, OSError | None]:
         mend = b"\n" if self._torn else b""
         payload = memoryview(mend + data)
         written = 0
@@ -240,6 +255,43 @@ def _after_fork() -> None:
 
 
 call_after_fork(_after_fork)
+
+
+@contextmanager
+def _locked(fd: int, *, alone: bool) -> Iterator[bool]:
+    """Hold the file's lock: with other writers, or alone if that is asked for and nobody else has it.
+
+    It waits for nobody for long, since a process that has the lock may be stopped; then there is no lock. Gives whether no other
+    process is known to write: where the system has no locks, nothing is known of others.
+    """
+    first = _try_lock(fd, alone=alone)
+    held = first
+    give_up = time.monotonic() + _MENDING_S
+    while held is False:
+        held = _try_lock(fd, alone=False)
+        if held is False:
+            if time.monotonic() >= give_up:
+                break
+            time.sleep(0.001)
+    try:
+        yield first is not False
+    finally:
+        if held and sys.platform != "win32":
+            with suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def _try_lock(fd: int, *, alone: bool) -> bool | None:
+    """Whether the file's lock could be had at once; None if it has none."""
+    if sys.platform == "win32":
+        return None
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # such as ENOLCK on some network file systems
+        return None
+    return True
 
 
 def _ends_torn(fd: int) -> bool:

@@ -292,7 +292,7 @@ async def test_a_cancelled_generation_closes_its_connection(serve, connect):
 async def test_a_stalled_server_is_left(serve, connect):
     """After `stall_s` without a byte the answer is continued in another attempt."""
     server = await serve(probed(answer(stall_at=2), ServedAnswer([""], token_ids=[[2]], logprobs=[[-0.5]])))
-    backend = await connect(server, stall_s=0.2)
+    backend = await connect(server, stall_s=1.0)
     assert ids_of(await read(backend)) == [27, 29, 2]
 
 

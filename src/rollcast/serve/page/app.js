@@ -30,7 +30,7 @@ export function App({ store, feed, socket, topics, onScreen, cancels, replay }) 
   const again = useAgain();
   const keys = useMemo(() => new Map(), []);
   const main = useRef(/** @type {HTMLElement | null} */ (null));
-  useEffect(() => {
+  useLayoutEffect(() => {
     const moved = () => {
       setRoute(parseRoute(location.hash));
       scrollTo(0, 0);
@@ -69,7 +69,7 @@ export function App({ store, feed, socket, topics, onScreen, cancels, replay }) 
   };
   const context = { store, feed, socket, topics, onScreen, cancels, replay, route, run, rollout, rollouts, runs, go, to, replaced, keys };
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     const pressed = (/** @type {KeyboardEvent} */ event) => {
       if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
       const target = /** @type {HTMLElement} */ (event.target);

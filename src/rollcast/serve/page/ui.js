@@ -173,12 +173,12 @@ export function useAtMostEvery(ms, make) {
   return made;
 }
 
-/** What keys do as long as the view is there. @param {Record<string, (event: KeyboardEvent) => void>} bound */
+/** What keys do as long as the view is there, from the moment it is drawn. @param {Record<string, (event: KeyboardEvent) => void>} bound */
 export function useKeys(bound) {
   const { keys } = usePage();
   const latest = useRef(bound);
   latest.current = bound;
-  useEffect(() => {
+  useLayoutEffect(() => {
     const names = Object.keys(latest.current);
     const mine = names.map((name) => /** @type {const} */ ([name, (/** @type {KeyboardEvent} */ event) => latest.current[name]?.(event)]));
     for (const [name, act] of mine) keys.set(name, act);
