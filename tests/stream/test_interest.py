@@ -1,12 +1,19 @@
 """Who gets tokens: observers that want them, those that take them if somebody else does, and those that want ids at the end."""
 
+import asyncio
+import sys
+import threading
+import time
+
 import pytest
 
 from rollcast import EventFilter, InputError, StreamEventType, StreamingManager, StreamObserver
+from rollcast.records import Turn
 from rollcast.records.filter import EventFilter as Filter
 
 CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 END = StreamEventType.LLM_GENERATION_END
+SNAPSHOT = StreamEventType.CHAIN_SNAPSHOT
 
 
 class Collect(StreamObserver):
@@ -132,6 +139,88 @@ async def test_a_watcher_that_comes_in_the_middle_of_a_generation_gets_its_next_
         ("chain_0", "d", 3),
     ]
     await manager.aclose()
+
+
+def text_seen(events):
+    """What a viewer has of the open generation after these events; it fails if a token is missing or comes twice."""
+    text = None
+    for event in events:
+        if event.event_type is SNAPSHOT:
+            text = event.data["content"]
+        elif event.event_type is CHUNK:
+            assert event.data["offset"] == len(text)
+            text += event.data["content"]
+    return text
+
+
+@pytest.mark.parametrize("moment", ["before", "in the middle", "after"])
+async def test_a_watcher_that_comes_while_a_token_is_added_has_it_once(moment, monkeypatch):
+    """The lock is not held then, so its first snapshot may be without that token."""
+    manager = StreamingManager()
+    shared, watcher = Collect(tokens="shared"), Collect(EventFilter(chains="chain_0", types=[CHUNK]))
+    manager.add_observer(shared)
+    append = Turn.append
+
+    def interrupted(turn, text, ids, logprobs, version):
+        if text != "b":
+            return append(turn, text, ids, logprobs, version)
+        if moment == "before":
+            manager.add_observer(watcher)
+        append(turn, text, ids, logprobs, version)
+        if moment == "in the middle":
+            turn.logprobs.pop()
+            manager.add_observer(watcher)
+            turn.logprobs.append(-0.5)
+        elif moment == "after":
+            manager.add_observer(watcher)
+        return None
+
+    monkeypatch.setattr(Turn, "append", interrupted)
+    async with manager.run() as run:
+        with run.chain() as chain:
+            say(chain, "a", "A", "b", "c", "d")
+    assert text_seen(watcher.got) == "aAbcd"
+    assert [e.data["content"] for e in watcher.of(CHUNK)] == ["c", "d"]
+    assert shared.of(SNAPSHOT) == []
+    (turn,) = chain.trajectory.turns
+    assert (turn.text, turn.token_ids, turn.logprobs) == ("aAbcd", [0, 1, 2, 3, 4], [-0.5] * 5)
+    await manager.aclose()
+
+
+async def test_watchers_that_come_and_go_in_another_thread_miss_no_token():
+    """Whenever one comes, its snapshot and the tokens after it add up, and the chain keeps all of them."""
+    manager, watchers, ready = StreamingManager(), [], threading.Event()
+    before = sys.getswitchinterval()
+
+    def come_and_go():
+        while not ready.is_set():
+            watchers.append(Collect(EventFilter(chains="chain_0", types=[CHUNK])))
+            manager.add_observer(watchers[-1])
+            had = len(tokens)
+            while len(tokens) < had + 3 and not ready.is_set():
+                time.sleep(0)
+            manager.remove_observer(watchers[-1])
+
+    thread, tokens = threading.Thread(target=come_and_go), []
+    sys.setswitchinterval(1e-6)
+    try:
+        async with manager.run() as run:
+            with run.chain() as chain, chain.generation() as generation:
+                thread.start()
+                while len(watchers) < 100:
+                    generation.chunk(f"{len(tokens)},", [len(tokens)], [-0.5])
+                    tokens.append(f"{len(tokens)},")
+                ready.set()
+                await asyncio.to_thread(thread.join)
+    finally:
+        ready.set()
+        sys.setswitchinterval(before)
+    await manager.aclose()
+    assert any(watcher.of(CHUNK) for watcher in watchers)
+    for watcher in watchers:
+        assert "".join(tokens).startswith(text_seen(watcher.got))
+    (turn,) = chain.trajectory.turns
+    assert (turn.text, turn.token_ids) == ("".join(tokens), list(range(len(tokens))))
 
 
 class Chain:

@@ -745,11 +745,11 @@ class GenerationWriter:
         """Give those who began to want this chain's tokens while one was added a new snapshot, since theirs may be without it."""
         with self.lock:
             assert self.route is not None
-            targets = self.route.targets_locked(CHUNK)
-            if targets:
+            newcomers = [d for d in self.route.targets_locked(CHUNK) if d.tokens == "wanted"]
+            if newcomers:
                 snapshot = self.chain.snapshot()
-                for target in targets:
-                    target.put_uncounted([snapshot])
+                for delivery in newcomers:
+                    delivery.put_uncounted([snapshot])
 
     def _chunk_with_reasoning(
         self,
