@@ -3,7 +3,7 @@
 import asyncio
 import sys
 import threading
-import time
+from itertools import islice
 
 import pytest
 
@@ -187,40 +187,43 @@ async def test_a_watcher_that_comes_while_a_token_is_added_has_it_once(moment, m
     await manager.aclose()
 
 
-async def test_watchers_that_come_and_go_in_another_thread_miss_no_token():
+async def test_watchers_that_come_at_any_moment_in_another_thread_miss_no_token():
     """Whenever one comes, its snapshot and the tokens after it add up, and the chain keeps all of them."""
-    manager, watchers, ready = StreamingManager(), [], threading.Event()
-    before = sys.getswitchinterval()
+    manager, turns = StreamingManager(), threading.Semaphore(0)
+    watchers = [Collect(EventFilter(chains="chain_0", types=[CHUNK])) for _ in range(50)]
+    came, words = [], iter(range(10_000))
 
-    def come_and_go():
-        while not ready.is_set():
-            watchers.append(Collect(EventFilter(chains="chain_0", types=[CHUNK])))
-            manager.add_observer(watchers[-1])
-            had = len(tokens)
-            while len(tokens) < had + 3 and not ready.is_set():
-                time.sleep(0)
-            manager.remove_observer(watchers[-1])
+    def come():
+        for watcher in watchers:
+            turns.acquire()
+            manager.add_observer(watcher)
+            came.append(watcher)
 
-    thread, tokens = threading.Thread(target=come_and_go), []
+    def speak(generation):
+        for i in islice(words, 10):
+            generation.chunk(f"{i},", [i], [-0.5])
+
+    before, thread = sys.getswitchinterval(), threading.Thread(target=come, daemon=True)
     sys.setswitchinterval(1e-6)
     try:
         async with manager.run() as run:
             with run.chain() as chain, chain.generation() as generation:
                 thread.start()
-                while len(watchers) < 100:
-                    generation.chunk(f"{len(tokens)},", [len(tokens)], [-0.5])
-                    tokens.append(f"{len(tokens)},")
-                ready.set()
-                await asyncio.to_thread(thread.join)
+                for watcher in watchers:
+                    turns.release()
+                    speak(generation)
+                    while watcher not in came:
+                        await asyncio.sleep(0)
+                    speak(generation)
+                    manager.remove_observer(watcher)
     finally:
-        ready.set()
         sys.setswitchinterval(before)
     await manager.aclose()
-    assert any(watcher.of(CHUNK) for watcher in watchers)
-    for watcher in watchers:
-        assert "".join(tokens).startswith(text_seen(watcher.got))
     (turn,) = chain.trajectory.turns
-    assert (turn.text, turn.token_ids) == ("".join(tokens), list(range(len(tokens))))
+    assert turn.text == "".join(f"{i}," for i in range(1000))
+    assert turn.token_ids == [*range(1000)]
+    for i, watcher in enumerate(watchers, 1):
+        assert text_seen(watcher.got) == "".join(f"{i}," for i in range(20 * i))
 
 
 class Chain:

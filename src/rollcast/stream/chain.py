@@ -695,7 +695,7 @@ class GenerationWriter:
                 raise _unequal(token_ids, logprobs)
             if turn.finish_reason is None:
                 turn.append(text, token_ids, logprobs, policy_version)
-            if not silence.lasts or self.silence is not silence:
+            if not silence.lasts or self.silence is not silence:  # type: ignore[redundant-expr]  # in another thread
                 self._show_to_newcomers()
             return
         route = self.route
