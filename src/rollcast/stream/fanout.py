@@ -129,7 +129,8 @@ class Silence:
     """What all chains share whose tokens nobody wants, until any filter changes.
 
     Attributes:
-        lasts: whether no filter has changed since. The lock is held.
+        lasts: whether no filter has changed since. A change ends it before the first snapshot is made. A generation reads it without
+            the lock, before it adds a token and again afterwards: if it has ended in between, that snapshot may lack the token.
     """
 
     __slots__ = ("lasts",)
@@ -151,7 +152,7 @@ class Fanout:
         source: the `source` of events.
 
     Attributes:
-        lock: guards everything here, the deliveries, and what the writers of live runs write.
+        lock: guards everything here, the deliveries, and what the writers of live runs write, but for the tokens that nobody wants.
         version: rises whenever a delivery is added, is removed or changes its filter.
         silence: of this version; a chain that has it need not look whether somebody wants its tokens.
         crowded: whether so many chains are open that tokens wait as `WaitingChunk`.
