@@ -50,6 +50,20 @@ def test_a_delta_of_nothing_is_no_token():
     assert turn.completion_tokens == 2
 
 
+def test_reading_the_text_of_an_open_turn_changes_nothing():
+    """Another thread may add a token to it at that moment, which must not be lost."""
+    turn = Turn(1)
+    turn.append("a", [1], None, None)
+    turn.append("b", [2], None, None)
+    pieces = turn.pieces
+    assert turn.text == "ab"
+    assert turn.pieces is pieces
+    assert pieces == ["a", "b"]
+    turn.finish_reason = "stop"
+    assert turn.text == "ab"
+    assert turn.pieces == ["ab"]
+
+
 def forked():
     """As `example`, and then a turn whose prompt of three tokens was rendered afresh."""
     t = example()

@@ -1,12 +1,19 @@
 """Who gets tokens: observers that want them, those that take them if somebody else does, and those that want ids at the end."""
 
+import asyncio
+import sys
+import threading
+from itertools import islice
+
 import pytest
 
 from rollcast import EventFilter, InputError, StreamEventType, StreamingManager, StreamObserver
+from rollcast.records import Turn
 from rollcast.records.filter import EventFilter as Filter
 
 CHUNK = StreamEventType.LLM_GENERATION_CHUNK
 END = StreamEventType.LLM_GENERATION_END
+SNAPSHOT = StreamEventType.CHAIN_SNAPSHOT
 
 
 class Collect(StreamObserver):
@@ -132,6 +139,91 @@ async def test_a_watcher_that_comes_in_the_middle_of_a_generation_gets_its_next_
         ("chain_0", "d", 3),
     ]
     await manager.aclose()
+
+
+def text_seen(events):
+    """What a viewer has of the open generation after these events; it fails if a token is missing or comes twice."""
+    text = None
+    for event in events:
+        if event.event_type is SNAPSHOT:
+            text = event.data["content"]
+        elif event.event_type is CHUNK:
+            assert event.data["offset"] == len(text)
+            text += event.data["content"]
+    return text
+
+
+@pytest.mark.parametrize("moment", ["before", "in the middle", "after"])
+async def test_a_watcher_that_comes_while_a_token_is_added_has_it_once(moment, monkeypatch):
+    """The lock is not held then, so its first snapshot may be without that token."""
+    manager = StreamingManager()
+    shared, watcher = Collect(tokens="shared"), Collect(EventFilter(chains="chain_0", types=[CHUNK]))
+    manager.add_observer(shared)
+    append = Turn.append
+
+    def interrupted(turn, text, ids, logprobs, version):
+        if text != "b":
+            return append(turn, text, ids, logprobs, version)
+        if moment == "before":
+            manager.add_observer(watcher)
+        append(turn, text, ids, logprobs, version)
+        if moment == "in the middle":
+            turn.logprobs.pop()
+            manager.add_observer(watcher)
+            turn.logprobs.append(-0.5)
+        elif moment == "after":
+            manager.add_observer(watcher)
+        return None
+
+    monkeypatch.setattr(Turn, "append", interrupted)
+    async with manager.run() as run:
+        with run.chain() as chain:
+            say(chain, "a", "A", "b", "c", "d")
+    assert text_seen(watcher.got) == "aAbcd"
+    assert [e.data["content"] for e in watcher.of(CHUNK)] == ["c", "d"]
+    assert shared.of(SNAPSHOT) == []
+    (turn,) = chain.trajectory.turns
+    assert (turn.text, turn.token_ids, turn.logprobs) == ("aAbcd", [0, 1, 2, 3, 4], [-0.5] * 5)
+    await manager.aclose()
+
+
+async def test_watchers_that_come_at_any_moment_in_another_thread_miss_no_token():
+    """Whenever one comes, its snapshot and the tokens after it add up, and the chain keeps all of them."""
+    manager, turns = StreamingManager(), threading.Semaphore(0)
+    watchers = [Collect(EventFilter(chains="chain_0", types=[CHUNK])) for _ in range(50)]
+    came, words = [], iter(range(10_000))
+
+    def come():
+        for watcher in watchers:
+            turns.acquire()
+            manager.add_observer(watcher)
+            came.append(watcher)
+
+    def speak(generation):
+        for i in islice(words, 10):
+            generation.chunk(f"{i},", [i], [-0.5])
+
+    before, thread = sys.getswitchinterval(), threading.Thread(target=come, daemon=True)
+    sys.setswitchinterval(1e-6)
+    try:
+        async with manager.run() as run:
+            with run.chain() as chain, chain.generation() as generation:
+                thread.start()
+                for watcher in watchers:
+                    turns.release()
+                    speak(generation)
+                    while watcher not in came:
+                        await asyncio.sleep(0)
+                    speak(generation)
+                    manager.remove_observer(watcher)
+    finally:
+        sys.setswitchinterval(before)
+    await manager.aclose()
+    (turn,) = chain.trajectory.turns
+    assert turn.text == "".join(f"{i}," for i in range(1000))
+    assert turn.token_ids == [*range(1000)]
+    for i, watcher in enumerate(watchers, 1):
+        assert text_seen(watcher.got) == "".join(f"{i}," for i in range(20 * i))
 
 
 class Chain:

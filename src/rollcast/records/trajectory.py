@@ -101,6 +101,8 @@ class Turn(msgspec.Struct):
     @property
     def text(self) -> str:
         """The text so far."""
+        if self.finish_reason is None:  # it may grow at this moment, in another thread
+            return "".join(self.pieces)
         if len(self.pieces) > 1:
             self.pieces = ["".join(self.pieces)]
         return self.pieces[0] if self.pieces else ""

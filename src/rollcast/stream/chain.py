@@ -679,7 +679,7 @@ class GenerationWriter:
         if reasoning is not None and reasoning:  # the first test alone costs half as much
             self._chunk_with_reasoning(text, reasoning, token_ids, logprobs, policy_version)
             return
-        turn, route = self.turn, self.route
+        turn = self.turn
         if text.__class__ is not str or not text.isascii():
             text = _checked_text(text)
         if not text and not token_ids and not logprobs:  # such as a last chunk with only a finish reason
@@ -688,6 +688,17 @@ class GenerationWriter:
         if turn.ttft_s is None:
             self._must_have_begun()
             turn.ttft_s = time.perf_counter() - self._began
+        silence = self.silence
+        if silence is not None and silence.lasts:
+            # Nobody wants this chain's tokens, as with most of many chains. Then even the lock costs, and a look at the chain's route.
+            if logprobs and len(logprobs) != len(token_ids or ()):
+                raise _unequal(token_ids, logprobs)
+            if turn.finish_reason is None:
+                turn.append(text, token_ids, logprobs, policy_version)
+            if not silence.lasts or self.silence is not silence:  # type: ignore[redundant-expr]  # in another thread
+                self._show_to_newcomers()
+            return
+        route = self.route
         if route is None:  # streaming is off
             if turn.finish_reason is None:
                 turn.append(text, token_ids, logprobs, policy_version)
@@ -701,9 +712,6 @@ class GenerationWriter:
                 return
             offset = turn.chars
             turn.append(text, token_ids, logprobs, policy_version)
-            silence = self.silence  # with many chains even a look at each one's route costs
-            if silence is not None and silence.lasts:
-                return
             run, targets = self._run, route.chunk
             fanout = run.fanout
             if targets is None or route.version != fanout.version:
@@ -732,6 +740,16 @@ class GenerationWriter:
             EventQueue.put_in_each(targets, event, size)
         finally:
             lock.release()
+
+    def _show_to_newcomers(self) -> None:
+        """Give those who began to want this chain's tokens while one was added a new snapshot, since theirs may be without it."""
+        with self.lock:
+            assert self.route is not None
+            newcomers = [d for d in self.route.targets_locked(CHUNK) if d.tokens == "wanted"]
+            if newcomers:
+                snapshot = self.chain.snapshot()
+                for delivery in newcomers:
+                    delivery.put_uncounted([snapshot])
 
     def _chunk_with_reasoning(
         self,

@@ -129,7 +129,8 @@ class Silence:
     """What all chains share whose tokens nobody wants, until any filter changes.
 
     Attributes:
-        lasts: whether no filter has changed since. The lock is held.
+        lasts: whether no filter has changed since. A change ends it before the first snapshot is made. A generation reads it without
+            the lock, before it adds a token and again afterwards: if it has ended in between, that snapshot may lack the token.
     """
 
     __slots__ = ("lasts",)
@@ -151,7 +152,7 @@ class Fanout:
         source: the `source` of events.
 
     Attributes:
-        lock: guards everything here, the deliveries, and what the writers of live runs write.
+        lock: guards everything here, the deliveries, and what the writers of live runs write, but for the tokens that nobody wants.
         version: rises whenever a delivery is added, is removed or changes its filter.
         silence: of this version; a chain that has it need not look whether somebody wants its tokens.
         crowded: whether so many chains are open that tokens wait as `WaitingChunk`.
@@ -193,6 +194,8 @@ class Fanout:
         self._targets: dict[Targets, Targets] = {}  # those found since the version changed
         # By type, if no filter names a run, chain, group or source: then all chains have the same targets. None if one does.
         self._anywhere: dict[StreamEventType, Targets] | None = {}
+        # What is looked up, by run, source and whether a chain can be asked; for chains that no filter names.
+        self._alike: dict[tuple[str, str, bool], dict[StreamEventType, Targets]] = {}
         self._leaving: list[Delivery] = []  # removed deliveries, until their readers have closed
         self._threads: list[Future[None]] = []  # threads that wait until nothing is congested
         self._tasks: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
@@ -266,6 +269,7 @@ class Fanout:
         self.silence.lasts = False
         self.silence = Silence()
         self._targets.clear()
+        self._alike.clear()
         self.follows_chains = any(d.follows_chains for d in self._deliveries)
         self.asking = tuple([d.asked for d in self._deliveries if d.asked is not None])
         parts = [part for delivery in self._deliveries for part in delivery.filter.alternatives]
@@ -317,6 +321,12 @@ class Fanout:
             if self._anywhere is not None:
                 self._anywhere[event_type] = found
             return found
+
+    def targets_by_type_locked(self, place: Place, *, asked: bool) -> dict[StreamEventType, Targets]:
+        """Where to note what is looked up for a place: all chains of a run share it, but for those that a filter names."""
+        if place.chain_id in self.named or place.group_id in self.named:
+            return {}
+        return self._alike.setdefault((place.run_id, place.source, asked), {})
 
     def not_asking_locked(self, targets: Targets) -> Targets:
         """Those of the deliveries whose readers do not ask."""
@@ -574,7 +584,7 @@ class Route:
         self.version = -1
         self.chunk: Targets | None = None
         self.encoded = False
-        self._by_type: dict[StreamEventType, Targets] = {}
+        self._by_type: dict[StreamEventType, Targets]
         self._with_ids: Targets | None = None
 
     def tell_all(self) -> None:
@@ -596,7 +606,7 @@ class Route:
         fanout = self._fanout
         if self.version != fanout.version:
             self.version = fanout.version
-            self._by_type.clear()
+            self._by_type = fanout.targets_by_type_locked(self.place, asked=self.asked)
             self.chunk = self._with_ids = None
         targets = self._by_type.get(event_type)
         if targets is None:
@@ -607,7 +617,7 @@ class Route:
             if self.asked and fanout.asking and event_type not in TOLD_ANYWAY:
                 targets = fanout.not_asking_locked(targets)
             self._by_type[event_type] = targets
-            if event_type is CHUNK:
-                self.chunk = targets
-                self.encoded = all(d.encodes and type(d.filter) is not OwnFilter for d in targets)
+        if event_type is CHUNK and self.chunk is None:
+            self.chunk = targets
+            self.encoded = all(d.encodes and type(d.filter) is not OwnFilter for d in targets)
         return targets
