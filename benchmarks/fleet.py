@@ -152,7 +152,7 @@ def _watched(quick: bool) -> Iterator[Figure]:
     with _hub() as hub, _runner(hub) as one, _runner(hub) as other:
         runners = (one, other)
         for runner in runners:
-            runner.begin("hold", chains=chains)
+            runner.begin("hold", chains=chains, off_first=runner is one)
         run_id, _ = (runner.end()["run"] for runner in runners)
         chain = {"runs": [run_id], "chains": ["chain_0"]}
         with _audience(hub, 1, filters=[chain], audited=1) as seen:

@@ -83,15 +83,15 @@ class Stage:
             "dropped": dropped,
         }
 
-    async def hold(self, chains: int) -> dict[str, Any]:
+    async def hold(self, chains: int, *, off_first: bool = False) -> dict[str, Any]:
         """Open so many chains of an agent that publishes, and as many of one with streaming off; all wait before their first token.
 
-        It returns when the hub has acknowledged everything that was published, so that nothing else goes on meanwhile.
+        The chains that are opened last lie better in memory, so one runner opens those with streaming off first, and another last. It returns when the hub has acknowledged everything that was published, so that nothing else goes on meanwhile.
         """
         self._sides = {"hub": Held(chains), "off": Held(chains)}
         observer = self._observer()
         self._sides["hub"].agent.streaming_manager.add_observer(observer)
-        for name, side in self._sides.items():
+        for name, side in sorted(self._sides.items(), reverse=off_first):
             await side.open(streaming=name == "hub")
         await self._sides["hub"].agent.streaming_manager.drain(600)
         while not observer.producer.is_up_to_date:  # noqa: ASYNC110
