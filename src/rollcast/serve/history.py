@@ -121,10 +121,10 @@ class Selector:
 
 
 def _first_seq(chunk: Encodable) -> Any:
-    """The `seq` of the first of the chunks that were merged into this one, or its own."""
-    if chunk.__class__ is EncodableChunk:
-        return chunk.seq if (first := chunk.from_seq) is None else first
-    return event_of(chunk).data.get("from_seq", chunk.seq)
+    """The `seq` of the first of the chunks that were merged into this one; its own if it does not say, or cannot be right."""
+    seq = chunk.seq
+    first = chunk.from_seq if isinstance(chunk, EncodableChunk) else chunk.data.get("from_seq")
+    return first if type(first) is int and 0 <= first <= seq else seq
 
 
 def _names_only_types(filter: EventFilter) -> bool:

@@ -12,7 +12,9 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from itertools import chain
+from math import isfinite
 from operator import sub
 from types import NoneType
 from typing import Any, Literal, TypeGuard, final
@@ -187,8 +189,9 @@ def _joined_data(chunks: list[EncodableChunk], *, timed: bool, lengths: bool) ->
             arrivals = [chunk.timestamp * 1000 for chunk, count in zip(chunks, counts, strict=True) if count]
         # Rounding to a whole number costs a third of rounding to three digits.
         apart = map(sub, arrivals[1:], arrivals)
-        if times := [round(ms * 1000) / 1000 if ms > 0 else 0.0 for ms in apart]:
-            data["dt_ms"] = times
+        with suppress(OverflowError):  # somebody's timestamp is no time
+            if times := [round(ms * 1000) / 1000 if ms > 0 else 0.0 for ms in apart]:
+                data["dt_ms"] = times
     if lengths and counts and min(counts) == max(counts) == 1:
         data["lengths"] = [len(p.content) for p in parts]
     data["from_seq"] = chunks[0].seq
@@ -233,7 +236,10 @@ def _joined_times(events: list[StreamEvent]) -> list[float] | None:
         if count == 0:
             continue
         if arrived is not None:
-            joined.append(round(max(e.timestamp * 1000 - sum(times) - arrived, 0.0), 3))
+            apart = max(e.timestamp * 1000 - sum(times) - arrived, 0.0)
+            if not isfinite(apart):  # somebody's timestamp is no time
+                return None
+            joined.append(round(apart, 3))
         joined += times
         arrived = e.timestamp * 1000
     return joined
