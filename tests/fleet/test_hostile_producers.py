@@ -15,6 +15,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from fleet.by_hand import (
+    GENERATION,
     TOKEN,
     Talk,
     chain,
@@ -22,6 +23,7 @@ from fleet.by_hand import (
     chunk,
     end,
     event,
+    is_kind,
     producing,
     start,
     talking,
@@ -164,6 +166,79 @@ async def test_events_of_any_time(hub, tmp_path, timestamp):
         (row,) = [row for row in hub.rows() if row["source"] == "w"]
         assert row["clock_s"] == pytest.approx(timestamp - time.time(), rel=0.01, abs=60)
         json.dumps(hub.rows())
+
+
+# -- what a producer says of merged tokens -----------------------------------------------------------------------------------
+
+LISTS = {"token_ids": [1, 2], "logprobs": [-1.0, -2.0], "dt_ms": [5.0], "lengths": [1, 1], "from_seq": 3}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"from_seq": 0},
+        {"from_seq": -7},
+        {"from_seq": 1 << 60},
+        {"dt_ms": []},
+        {"dt_ms": [1e308, -1e308, 7]},
+        {"dt_ms": [-1.7e308]},
+        {"lengths": [-1, 3]},
+        {"lengths": [1 << 70, 1]},
+        {"lengths": []},
+        {"token_ids": [-1, 1 << 90]},
+        {"timestamp": 1.7e308},
+        {"timestamp": -1.7e308},
+        {"timestamp": 1.7e308, "merged": False},
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("compact", [True, False], ids=["read quickly", "read event by event"])
+async def test_tokens_that_are_merged_wrongly(hub, tmp_path, wrong, compact):
+    """Whatever is said of them, their text comes, once, also to who comes in the middle; what is recorded can be read."""
+    about = {key: value for key, value in wrong.items() if key in LISTS}
+    at = {"timestamp": wrong["timestamp"]} if "timestamp" in wrong else {}
+    lists = LISTS | about if wrong.get("merged", True) else {"token_ids": [1]}
+    begun = [start(0), chain(1, "c"), event("llm_generation_start", 2, "c", step=1, **GENERATION)]
+    tokens = [chunk(4 + n, "c", "ab", 2 * n, step=1, **lists) | (at if n % 2 else {}) for n in range(20)]
+    text = "ab" * 20
+    said = {"content": text, "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 40}
+    ended = event("llm_generation_end", 30, "c", step=1, **said, ttft_s=0.1, duration_s=1.0)
+    async with Honest(hub) as honest, producing(hub.server.url) as producer:
+        producer.compact = compact
+        await producer.publish(1, *begun, *tokens[:10])
+        await producer.acked(13)
+        async with Honest(hub) as late:
+            async with talking(hub.server.url) as viewer:
+                await viewer.say("subscribe", id="s", filter={}, since="live")
+                (snapshot,) = await viewer.events(is_kind("chain_snapshot"))
+                assert snapshot["data"]["content"] == text[:20]
+                await producer.publish(14, *tokens[10:], ended)
+                rest = await viewer.events(is_kind("llm_generation_end"))
+            await producer.publish(25, chain_end(31, "c"), end(32))
+            await late.has("run_end", run_id="r")
+        await honest.has("run_end", run_id="r")
+        for seen in (honest.seen, late.seen):
+            assert text_of(seen) == text
+        assert "".join(e["data"]["content"] for e in rest[:-1]) == text[20:]
+    await hub.manager.drain()
+    await hub.manager.aclose()
+    await asyncio.to_thread(has_all, tmp_path / "record", text)
+
+
+def has_all(record, text):
+    """The record can be read from its first event to its last one, and has the text."""
+    archive = Archive.open(record)
+    reader = archive.events()
+    assert text_of(reader) == text
+    assert reader.damage == []
+    assert archive.chain("c", "r")["state"] == "ended"
+
+
+def text_of(events):
+    """The text of the run's tokens; nothing else stands for any of them."""
+    mine = [e for e in events if e.run_id == "r"]
+    assert not [e for e in mine if e.event_type == "gap"]
+    return "".join(e.data["content"] for e in mine if e.event_type == "llm_generation_chunk")
 
 
 # -- frames and events that are wrong --------------------------------------------------------------------------------------

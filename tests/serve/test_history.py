@@ -38,6 +38,16 @@ def test_it_holds_the_latest_that_fit(sizes, limit):
             assert history.position(history.cursor(history.tail - 1)) is None
 
 
+@pytest.mark.parametrize(("said", "taken"), [(3, 3), (0, 0), (9, 9), (-1, 9), (10, 9), (1 << 60, 9)])
+def test_a_first_seq_that_cannot_be_right_is_its_own(said, taken):
+    """A producer may say anything; gaps and snapshots of others' runs do not look at it."""
+    history = History(10_000)
+    assert (
+        history.append(event(9, "llm_generation_chunk", content="a", offset=0, from_seq=said)).from_seq
+        == taken
+    )
+
+
 def nested(depth):
     """A list in a list in a list …, and a text."""
     value = "x" * 500

@@ -17,7 +17,9 @@ from rollcast.serve.ledger import RunLedger
 from rollcast.serve.recorded import Checkpoint, Checkpoints, RecordPlace, keeps_all_of, place_named
 from rollcast.serve.returning import Repetitions
 from rollcast.serve.seen import Seen
+from rollcast.stream.merging import tokens_together
 from rollcast.stream.queue import compact
+from rollcast.stream.waiting import event_of
 
 
 def emitted(dice, length, most_runs=2):
@@ -56,13 +58,23 @@ def emitted(dice, length, most_runs=2):
                 chain[1] = None
             else:
                 word = dice.choice(["a", "bc", "d\n", "efg"])
-                data = {"content": word, "offset": len(chain[1])}
+                data = {"content": word, "offset": len(chain[1]), "token_ids": [len(events)]}
                 events.append(event(run, T.LLM_GENERATION_CHUNK, data, name, chain[0]))
                 chain[1] += word
         elif dice.random() < 0.1:
             events.append(event(run, T.RUN_END, {"status": "completed"}))
             del runs[run["id"]]
     return events
+
+
+def published(dice, events):
+    """The same as a hub gets them from a producer, which puts tokens that wait together."""
+    whole = []
+    while events:
+        count = dice.randint(1, 30)
+        whole += map(event_of, tokens_together(events[:count]))
+        events = events[count:]
+    return whole
 
 
 class Server:
@@ -81,11 +93,12 @@ class Server:
         place = self.checkpoints.place_of(position)
         return f".r{place}" if place else ""
 
-    def take(self, events, *, overloaded):
+    def take(self, events, *, overloaded, as_read=False):
         if overloaded:
             events, _, _ = compact(list(events))
         position = self.history.head
-        self.ledger.note(events, self.history.extend(events), position)
+        lines = [*map(encode, events)] if as_read else None
+        self.ledger.note(events, self.history.extend(events, lines), position)
         self.checkpoints.advance()
 
     def write(self, events):
@@ -165,11 +178,11 @@ def check(events, everything):
 
 @given(
     seed=st.integers(0, 10**9), length=st.integers(5, 120), limit=st.sampled_from([300, 1500, 6000, 10**6]),
-    overloaded=st.sampled_from([0.0, 0.0, 0.3]), cuts=st.integers(1, 3), remembers=st.booleans(),
+    overloaded=st.sampled_from([0.0, 0.0, 0.3]), cuts=st.integers(1, 3), remembers=st.booleans(), at_hub=st.booleans(),
 )  # fmt: skip
 @settings(max_examples=300)
 def test_wherever_a_client_is_cut_it_gets_every_event_once_or_in_a_gap(
-    seed, length, limit, overloaded, cuts, remembers
+    seed, length, limit, overloaded, cuts, remembers, at_hub
 ):
     """Whatever the size of the memory, and however far history and record are from each other.
 
@@ -177,6 +190,8 @@ def test_wherever_a_client_is_cut_it_gets_every_event_once_or_in_a_gap(
     """
     dice = random.Random(seed)
     everything = emitted(dice, length, most_runs=2 if remembers else 1)
+    if at_hub:
+        everything = published(dice, everything)
     length = len(everything)
     server, viewer = Server(limit), Viewer()
     taken = written = 0
@@ -185,7 +200,9 @@ def test_wherever_a_client_is_cut_it_gets_every_event_once_or_in_a_gap(
     while taken < length or written < length or cursor is not None:
         if taken < length and (written >= length or dice.random() < 0.6):
             count = dice.randint(1, 12)
-            server.take(everything[taken : taken + count], overloaded=dice.random() < overloaded)
+            merges = dice.random() < overloaded
+            as_read = at_hub and not overloaded  # a hub's own observer is lossless
+            server.take(everything[taken : taken + count], overloaded=merges, as_read=as_read)
             taken += count
         elif written < length:
             count = dice.randint(1, 25)
@@ -214,6 +231,32 @@ def test_wherever_a_client_is_cut_it_gets_every_event_once_or_in_a_gap(
     gaps = check(viewer.events, everything)
     if not overloaded:
         assert not gaps
+
+
+def told(seq, text, from_seq=None, step=1, chain="chain_0", kind=T.LLM_GENERATION_CHUNK):
+    data = {"content": text, "offset": 0} | ({} if from_seq is None else {"from_seq": from_seq})
+    return StreamEvent(kind, chain, 1.0, data, step=step, seq=seq, run_id="run_1")
+
+
+def test_a_cursor_tells_how_far_a_client_of_a_hub_is():
+    """Tokens that their producer merged are one event there, and the next one may begin before the latest event that it has."""
+    server = Server(10**6)
+    server.take([told(9, "ab", 1), told(10, "cd", 2, chain="chain_1")], overloaded=False, as_read=True)
+    seen = place_named(server.history.cursor(1)).seen
+    assert rest_of(seen, told(9, "ab", 1)) is None
+    assert rest_of(seen, told(10, "cd", 2, chain="chain_1")) == told(10, "cd", 2, chain="chain_1")
+    server.write([told(9, "ab", 1)])
+    assert server.checkpoints.latest == Checkpoint(1, 1)
+
+
+def test_a_cursor_does_not_take_a_generation_for_the_next_one():
+    """Its first token came before the latest event of another chain that the client has."""
+    server = Server(10**6)
+    end = told(2, "abc", kind=T.LLM_GENERATION_END)
+    server.take([told(1, "abc"), end, told(4, "d", chain="chain_1")], overloaded=False, as_read=True)
+    seen = place_named(server.history.cursor(3)).seen
+    following = told(9, "efghij", 3, step=2)
+    assert rest_of(seen, following) == following
 
 
 def test_a_checkpoint_stands_after_the_last_event_that_was_written():

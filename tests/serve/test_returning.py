@@ -65,3 +65,36 @@ def test_a_snapshot_of_a_generation_that_has_ended_is_a_repetition():
     }
     had = [*BEGUN, event(T.LLM_GENERATION_END, 4, content="a text", **end)]
     assert come_back(had, [snapshot(3, "a text")], 4) == []
+
+
+MERGED = {"token_ids": [4, 5, 6, 7], "logprobs": [-1.0, -2.0, -3.0, -4.0], "dt_ms": [1.0, 2.0, 3.0], "lengths": [2, 3, 0, 1]}  # fmt: skip
+
+
+def test_the_rest_of_merged_tokens_has_their_lists():
+    """What the client has ends where a token does."""
+    had = [*BEGUN, chunk(3, "ab", 0)]
+    again = event(T.LLM_GENERATION_CHUNK, 6, content="abcdef", offset=0, from_seq=3, **MERGED)
+    (rest,) = come_back(had, [again], 3)
+    assert rest.data == {
+        "content": "cdef", "offset": 2, "from_seq": 4,
+        "token_ids": [5, 6, 7], "logprobs": [-2.0, -3.0, -4.0], "dt_ms": [2.0, 3.0], "lengths": [3, 0, 1],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [
+        {},
+        MERGED | {"lengths": [3, 2, 0, 1]},
+        MERGED | {"lengths": [2, 3, 0, 2]},
+        MERGED | {"lengths": [2, 4]},
+        MERGED | {"lengths": ["ab", "cdef"]},
+        {"token_ids": [4, 5], "reasoning": "Hm."},
+    ],
+)
+def test_the_rest_of_tokens_whose_texts_are_not_known_has_no_lists(lists):
+    """They would belong to other text."""
+    had = [*BEGUN, chunk(3, "ab", 0)]
+    again = event(T.LLM_GENERATION_CHUNK, 6, content="abcdef", offset=0, from_seq=3, **lists)
+    (rest,) = come_back(had, [again], 3)
+    assert rest.data == {"content": "cdef", "offset": 2, "from_seq": 4}

@@ -27,7 +27,7 @@ def test_who_wants_everything_gets_the_batches_that_a_look_at_each_event_gives(s
     worker = Worker()
     shortener = Shortener(worker, lambda: None, lambda *_: None)
     tail = LiveTail(History(1 << 20), threading.RLock(), settings, Sender(), shortener)
-    window = [Entry(b"x" * n, PLACE, at, at, 0) for at, n in enumerate(sizes)]
+    window = [Entry(b"x" * n, PLACE, at, at, at, 0) for at, n in enumerate(sizes)]
     everything, each = Selector(EventFilter()), Selector(EventFilter())
     each.all = False
     assert tail._batches(window, everything, 0, room) == tail._batches(window, each, 0, room)

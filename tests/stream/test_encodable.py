@@ -83,6 +83,26 @@ def test_neighbours_merge_as_their_events_do(parts, timed):
     assert merged_chunks(chunks, timed=timed) == merged_chunks(events, timed=timed)
 
 
+@pytest.mark.parametrize("at", [1.7e308, -1.7e308])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_time_that_is_none_costs_only_the_times(at, whole):
+    """A producer may say anything. Times that JSON cannot hold would be null, which no reader takes."""
+    chunks = [
+        encodable("a", 0, packed([1], int), None, seq=7),
+        encodable("b", 1, packed([2], int), None, seq=8),
+    ]
+    chunks[1] = msgspec.structs.replace(chunks[1], timestamp=at)
+    merged = merged_chunks(chunks if whole else [chunk.event() for chunk in chunks], timed=True, lengths=True)
+    assert merged.data.pop("dt_ms", [0.0]) == [0.0]
+    assert merged.data == {
+        "content": "ab",
+        "offset": 0,
+        "token_ids": [1, 2],
+        "lengths": [1, 1],
+        "from_seq": 7,
+    }
+
+
 def test_what_is_dropped_is_counted():
     """By type, from the first to the last."""
     queue = EventQueue("somebody", limit=10)

@@ -3,12 +3,14 @@
 import math
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rollcast.records import StreamEvent, StreamEventType, decode
 from rollcast.records.codec import encode_lines
 from rollcast.records.view import ChainView
+from rollcast.serve.history import encoded
 from rollcast.stream import merging
 from rollcast.stream.merging import tokens_together
 from rollcast.stream.waiting import ChunkData, EncodableChunk, chunk_of_line, event_of, packed
@@ -158,6 +160,26 @@ def test_tokens_of_other_chains_come_between():
         ("chain_0", 1, 7),
         ("chain_1", 2, 8),
     ]
+
+
+def test_halves_of_a_character_stay_apart():
+    """JSON has no halves: as one chunk they would be one character, and what follows would be at another place."""
+    texts = ["so ", "\ud83d", "\ude00", "!"]
+    events = made([(0, "token", text, -1.0, 0.01, True) for text in texts])
+    lines = [encoded(event) for event in tokens_together(events)]
+    assert [chunk_of_line(line).data.offset for line in lines] == [0, 3, 4, 5]
+    assert [len(chunk_of_line(line).data.content) for line in lines] == [3, 1, 1, 1]
+    assert len(tokens_together(made([(0, "token", text, -1.0, 0.01, True) for text in "süß"]))) == 1
+
+
+@pytest.mark.parametrize(
+    "odd", [{"timestamp": None}, {"timestamp": "soon"}, {"data": None}, {"seq": None}, {"chain_id": []}]
+)
+def test_an_event_of_odd_types_costs_no_other_event(odd):
+    """`StreamingManager.relay` does not look at every field."""
+    events = made([(0, "token", "a", -1.0, 0.01, True)] * 3)
+    events[1:] = [msgspec.structs.replace(event, **odd) for event in events[1:]]
+    assert tokens_together(events) == events
 
 
 def test_a_clock_that_was_set_back_keeps_tokens_apart():

@@ -7,14 +7,23 @@ import time
 
 import pytest
 
-from rollcast.records import StreamEvent, StreamEventType
+from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.stream import StreamingManager, StreamObserver, homes
+from rollcast.stream.delivery import Delivery
 from rollcast.stream.observer import EncodingObserver
+from rollcast.stream.queue import COMPACT_AT
 from rollcast.testing import EventCapture
 
 
 def step(n):
     return StreamEvent.now(StreamEventType.TRAIN_STEP, train_step=n, policy_version=0, metrics={})
+
+
+def chunk(text, offset):
+    data = {"content": text, "offset": offset}
+    return StreamEvent(
+        StreamEventType.LLM_GENERATION_CHUNK, "chain_0", 1.0, data, step=1, seq=offset, run_id="run_0"
+    )
 
 
 def steps(observer):
@@ -298,6 +307,27 @@ async def test_whoever_waits_for_an_observer_ends_its_rest():
     manager.emit(step(3))
     await manager.aclose()
     assert len(observer.seen) == 6
+
+
+@pytest.mark.parametrize(("count", "size"), [(COMPACT_AT, 600), (300, 8000)])
+async def test_an_observer_whose_queue_fills_ends_its_rest(count, size):
+    """When half of what may wait does: it takes that before any of it is merged or dropped, though the limit is raised meanwhile."""
+    delivery = Delivery("it", EventFilter(), lock=threading.RLock(), limit=1 << 20, snapshots=lambda _: ())
+    taken = []
+    with delivery.lock:
+        for _ in range(3):
+            delivery.take_locked()
+            resting = delivery.rest_locked()
+            delivery.limit = 2 << 20
+            for n in range(count):
+                delivery.put_nowait(chunk("x", n), size)
+                if resting.done():
+                    break
+            assert resting.done()
+            delivery.put_nowait(chunk("y", 0), size)  # before it comes to take them
+            taken += delivery.take_locked()
+    assert (delivery.merged, delivery.dropped) == (0, 0)
+    assert len(taken) >= 3 * 100
 
 
 def test_a_lossless_observer_whose_loop_was_closed_does_not_keep_the_rollout():

@@ -444,7 +444,7 @@ def _recorded(position: int, line: bytes, event: StreamEvent) -> RecordedEvent:
     first = event.data.get("from_seq") if event.event_type is CHUNK else None
     return RecordedEvent(
         position, line, event.event_type.value, event.chain_id, event.group_id, event.run_id, event.source, event.seq,
-        first if isinstance(first, int) else event.seq, event.timestamp,
+        first if isinstance(first, int) and 0 <= first <= event.seq else event.seq, event.timestamp,
     )  # fmt: skip
 
 

@@ -66,6 +66,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         data: its JSON.
         place: the fields that filters look at.
         seq, from_seq: its own `seq`, and that of the first event that was merged into it.
+        merged_from: the same, of what was merged in this process: its own `seq` if it came as it is.
         before: how many bytes came before it since the history began.
     """
 
@@ -73,6 +74,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     place: Place
     seq: int
     from_seq: int
+    merged_from: int
     before: int
 
 
@@ -119,10 +121,10 @@ class Selector:
 
 
 def _first_seq(chunk: Encodable) -> Any:
-    """The `seq` of the first of the chunks that were merged into this one, or its own."""
-    if chunk.__class__ is EncodableChunk:
-        return chunk.seq if (first := chunk.from_seq) is None else first
-    return event_of(chunk).data.get("from_seq", chunk.seq)
+    """The `seq` of the first of the chunks that were merged into this one; its own if it does not say, or cannot be right."""
+    seq = chunk.seq
+    first = chunk.from_seq if isinstance(chunk, EncodableChunk) else chunk.data.get("from_seq")
+    return first if type(first) is int and 0 <= first <= seq else seq
 
 
 def _names_only_types(filter: EventFilter) -> bool:
@@ -214,9 +216,14 @@ class History:
             _first_seq(event) if kind is CHUNK else event.seq
             for kind, event in zip(kinds, events, strict=True)
         ]
+        here = (
+            firsts
+            if read is None
+            else [first if line is None else seq for first, seq, line in zip(firsts, seqs, read, strict=True)]
+        )
         befores = [*accumulate([len(line) + ENTRY_BYTES for line in lines], initial=self.total)]
         self.total = befores.pop()
-        entries = [*map(Entry, lines, places, seqs, firsts, befores)]
+        entries = [*map(Entry, lines, places, seqs, firsts, here, befores)]
         self._entries += entries
         self.head += len(entries)
         for kind in set(kinds):

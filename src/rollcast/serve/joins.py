@@ -186,10 +186,7 @@ class Joins:
             history = self._history
             lost = opening.start < history.tail
             if not lost:
-                window = history.window(opening.start, history.head)
-                if not opening.arrive(window, self._gone()):
-                    self._cut(opening)
-                    return
+                opening.arrive(history.window(opening.start, history.head), self._gone())
         if lost:
             for subscription in members:
                 self._close(subscription, TOO_SLOW_TO_BEGIN)

@@ -71,38 +71,34 @@ class Opening:
     def renew(self, snapshots: Sequence[StreamEvent], as_of: Mapping[Lane, int]) -> None:
         self._snapshots, self.as_of = snapshots, as_of
 
-    def arrive(self, window: Sequence[Entry], gone: Collection[str] = ()) -> bool:
+    def arrive(self, window: Sequence[Entry], gone: Collection[str] = ()) -> None:
         """Join the snapshots with what came since `start`, whatever was emitted before them included.
 
         Args:
             window: what came.
             gone: runs that have ended, and whose end does not come. Nothing is given of those that had ended before the snapshots.
-
-        Returns:
-            False if the snapshots cover only half of an event, since chunks from before and after them were merged; then new
-            snapshots are needed.
         """
         over = set(gone) - {lane.run_id for lane in self.as_of}
-        wanted = [
-            entry for entry in window if self.selector.wants(entry.place) and entry.place.run_id not in over
+        tail = [
+            entry
+            for entry in window
+            if self.selector.wants(entry.place) and entry.place.run_id not in over and not self._covers(entry)
         ]
-        covered = [self._covers(entry) for entry in wanted]
-        if None in covered:
-            return False
         self.first = {}
-        for entry, told in zip(wanted, covered, strict=True):
-            if not told:
-                self.first.setdefault(entry.place.lane, entry.from_seq)
-        self._tail = [entry.data for entry, told in zip(wanted, covered, strict=True) if not told]
+        for entry in tail:
+            self.first.setdefault(entry.place.lane, entry.from_seq)
+        self._tail = [entry.data for entry in tail]
         self.position = self.start + len(window)
-        return True
 
-    def _covers(self, entry: Entry) -> bool | None:
-        """Whether the snapshots cover this event; None if they cover half of it."""
-        as_of = self.as_of.get(entry.place.lane, -1)
-        if entry.from_seq > as_of or (self.before is not None and self.before.wants(entry.place)):
+    def _covers(self, entry: Entry) -> bool:
+        """Whether the snapshots cover this event: all of it or nothing.
+
+        Chunks do not merge over the moment of the snapshots (queue.py), and those that a producer has merged came here together. One of
+        them may begin with a token that is older than the latest events of other chains.
+        """
+        if self.before is not None and self.before.wants(entry.place):
             return False
-        return True if entry.seq <= as_of else None
+        return entry.seq <= self.as_of.get(entry.place.lane, -1)
 
     def __len__(self) -> int:
         return len(self._snapshots) + len(self._tail)

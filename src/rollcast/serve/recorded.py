@@ -141,10 +141,10 @@ class Checkpoints:
         for index in range(len(window) - 1, -1, -1):
             entry = window[index]
             lane = entry.place.lane
-            if entry.from_seq <= block.as_of.get(lane, -1):
+            if entry.merged_from <= block.as_of.get(lane, -1):
                 if lane == of_last and entry.seq == last.seq:
                     return begin + index + 1
-                if entry.seq != entry.from_seq or lane == of_last:
+                if entry.seq != entry.merged_from or lane == of_last:
                     return None
         return None
 

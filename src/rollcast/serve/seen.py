@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -64,12 +65,14 @@ class Seen(NamedTuple):
         chunks: dict[str, Entry] = {}
         for entry in entries:
             place = entry.place
-            if place.run_id != lane.run_id or place.source != lane.source or entry.from_seq != entry.seq:
+            if place.run_id != lane.run_id or place.source != lane.source or entry.merged_from != entry.seq:
                 return None
             if place.event_type is CHUNK:
                 chunks[place.chain_id] = entry
+            else:
+                chunks.pop(place.chain_id, None)  # the generation has ended; another may follow
         last = entries[-1].seq
-        if len(chunks) > MOST_CHAINS or any(e.from_seq <= last < e.seq for e in following):
+        if len(chunks) > MOST_CHAINS or any(e.merged_from <= last < e.seq for e in following):
             return None
         try:
             texts = {chain_id: _chunk_decoder.decode(entry.data).data for chain_id, entry in chunks.items()}
@@ -112,15 +115,37 @@ class Seen(NamedTuple):
 def without_beginning(chunk: StreamEvent, end: int, from_seq: int) -> StreamEvent:
     """The chunk from this character of its generation on.
 
-    How many tokens the text before has is not known, so the lists of tokens are left out; the generation's end has them.
+    If it does not tell which tokens the text before has, the lists of tokens are left out; the generation's end has them.
     """
-    data = {
-        name: value
-        for name, value in chunk.data.items()
-        if name not in ("token_ids", "logprobs", "dt_ms", "reasoning")
-    }
-    data |= {"content": data["content"][end - data["offset"] :], "offset": end, "from_seq": from_seq}
+    left_out = end - chunk.data["offset"]
+    data = {name: value for name, value in chunk.data.items() if name not in _LISTS}
+    data |= _tokens_behind(chunk.data, left_out)
+    data |= {"content": data["content"][left_out:], "offset": end, "from_seq": from_seq}
     return msgspec.structs.replace(chunk, data=data)
+
+
+_LISTS = ("token_ids", "logprobs", "dt_ms", "lengths", "reasoning")
+
+
+def _tokens_behind(data: dict[str, Any], chars: int) -> dict[str, Any]:
+    """The lists of the tokens behind so many characters; empty if it is not known where those begin."""
+    lists = {name: value for name in _LISTS if isinstance(value := data.get(name), list)}
+    lengths = lists.get("lengths", [])
+    if not all(type(length) is int for length in lengths):
+        return {}
+    ends = [*accumulate(lengths, initial=0)]
+    if (
+        chars not in ends
+        or ends[-1] != len(data["content"])
+        or len(lists.get("token_ids", ())) != len(lengths)
+    ):
+        return {}
+    first = ends.index(chars)
+    return {
+        name: values[first:]
+        for name, values in lists.items()
+        if len(values) == len(lengths) - (name == "dt_ms")
+    }
 
 
 def _lane_sum(lane: Lane) -> str:

@@ -196,6 +196,7 @@ class Delivery(EventQueue):
 
         The items count as in flight until the next call of this or of `handed_over_locked`.
         """
+        self._rouse()
         if self.full:
             self.full = False
             self.on_full(self, False)
@@ -217,15 +218,26 @@ class Delivery(EventQueue):
         return waiter
 
     def rest_locked(self) -> asyncio.Future[None]:
-        """Let the reader rest: a future of the running event loop, which is done when something waits for the reader."""
+        """Let the reader rest: a future of the running event loop, which is done when something waits for the reader, or when half of
+        what may wait does, so that nothing is merged or dropped since it rests.
+        """
         self._resting = resting = asyncio.get_running_loop().create_future()
+        self.shrink_sooner()
         return resting
 
     def _rouse(self) -> None:
         """End the reader's rest, if it rests."""
         resting, self._resting = self._resting, None
         if resting is not None:
+            self.shrink_as_usual()
             wake(resting)
+
+    def _shrink(self) -> None:
+        if self._resting is not None:
+            self._rouse()
+            if self.bytes <= self.limit and len(self.items) < self._least_to_compact:
+                return
+        super()._shrink()
 
     def leave_locked(self) -> None:
         """Note that there is no reader for now."""
@@ -235,7 +247,7 @@ class Delivery(EventQueue):
     def after_fork_locked(self) -> None:
         """In a forked child: drop what waits, since the parent delivers it, and have no reader."""
         self.take_nowait(())
-        self.full = False
+        self.full, self._resting = False, None
         self.leave_locked()
 
     # -- a filter of the user's own: the lock is not held, since it may take long --------------------------------------

@@ -26,8 +26,15 @@ def tokens_together(events: Sequence[Encodable]) -> list[Encodable]:
     token, and `from_seq`. Chunks that have not exactly one token id stay as they are.
 
     Args:
-        events: in order, of any runs.
+        events: in order, of any runs. If somebody made one of them of other types than those of its fields, they are given as they are.
     """
+    try:
+        return _together(events)
+    except Exception:  # noqa: BLE001  (whatever a user's own value raises, the events are published)
+        return [*events]
+
+
+def _together(events: Sequence[Encodable]) -> list[Encodable]:
     kept: list[Encodable | None] = [*events]
     open_now: dict[
         tuple[str, str], list[int]
@@ -96,12 +103,26 @@ def _continues(kept: list[Encodable | None], places: list[int], chunk: Encodable
 
 
 def _join(kept: list[Encodable | None], places: list[int]) -> None:
-    """Merge the chunks in these places into the last of them; the others become None."""
+    """Merge the chunks in these places into the last of them; the others become None.
+
+    Halves of a character, which a model server may give one by one, stay apart: JSON has no halves, so the whole would be a text of another
+    length.
+    """
     if len(places) > 1:
-        chunks = [chunk for place in places if isinstance(chunk := kept[place], EncodableChunk)]
+        joined = _joined([chunk for place in places if isinstance(chunk := kept[place], EncodableChunk)])
+        if _has_halves(joined.data.content):
+            return
         for place in places[:-1]:
             kept[place] = None
-        kept[places[-1]] = _joined(chunks)
+        kept[places[-1]] = joined
+
+
+def _has_halves(text: str) -> bool:
+    """Whether the text has surrogates, which UTF-8 cannot hold."""
+    try:
+        return not (text.isascii() or text.encode())
+    except UnicodeEncodeError:
+        return True
 
 
 def _joined(chunks: list[EncodableChunk]) -> EncodableChunk:

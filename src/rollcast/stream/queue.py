@@ -12,7 +12,9 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from itertools import chain
+from math import isfinite
 from operator import sub
 from types import NoneType
 from typing import Any, Literal, TypeGuard, final
@@ -187,8 +189,9 @@ def _joined_data(chunks: list[EncodableChunk], *, timed: bool, lengths: bool) ->
             arrivals = [chunk.timestamp * 1000 for chunk, count in zip(chunks, counts, strict=True) if count]
         # Rounding to a whole number costs a third of rounding to three digits.
         apart = map(sub, arrivals[1:], arrivals)
-        if times := [round(ms * 1000) / 1000 if ms > 0 else 0.0 for ms in apart]:
-            data["dt_ms"] = times
+        with suppress(OverflowError):  # somebody's timestamp is no time
+            if times := [round(ms * 1000) / 1000 if ms > 0 else 0.0 for ms in apart]:
+                data["dt_ms"] = times
     if lengths and counts and min(counts) == max(counts) == 1:
         data["lengths"] = [len(p.content) for p in parts]
     data["from_seq"] = chunks[0].seq
@@ -233,7 +236,10 @@ def _joined_times(events: list[StreamEvent]) -> list[float] | None:
         if count == 0:
             continue
         if arrived is not None:
-            joined.append(round(max(e.timestamp * 1000 - sum(times) - arrived, 0.0), 3))
+            apart = max(e.timestamp * 1000 - sum(times) - arrived, 0.0)
+            if not isfinite(apart):  # somebody's timestamp is no time
+                return None
+            joined.append(round(apart, 3))
         joined += times
         arrived = e.timestamp * 1000
     return joined
@@ -368,7 +374,10 @@ class EventQueue:
 
     __slots__ = (
         "_compact_at",
+        "_full_at",
+        "_limit",
         "_lost",
+        "_part",
         "_superseded",
         "_superseded_taken",
         "awake",
@@ -376,7 +385,6 @@ class EventQueue:
         "dropped",
         "full",
         "items",
-        "limit",
         "lossless",
         "merged",
         "mixed",
@@ -385,6 +393,7 @@ class EventQueue:
 
     def __init__(self, reader: str, limit: int, *, lossless: bool = False) -> None:
         self.reader = reader
+        self._part = 1  # how much of the limit may wait before `_shrink` is called: all of it, or half
         self.limit = limit
         self.lossless = lossless
         self.full = False
@@ -399,8 +408,18 @@ class EventQueue:
         self._superseded_taken: _Losses = {}  # the same, for the ends that were taken last
 
     @property
+    def limit(self) -> int:
+        """How many bytes of memory the waiting events may take."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._limit = limit
+        self._full_at = limit // self._part
+
+    @property
     def _least_to_compact(self) -> int:
-        return max(COMPACT_AT, self.limit // BYTES_EACH)
+        return max(COMPACT_AT, self._limit // BYTES_EACH)
 
     @property
     def timed(self) -> bool:
@@ -428,7 +447,7 @@ class EventQueue:
             items = queue.items
             items.append(event)
             queue.bytes = total = queue.bytes + size
-            if total > queue.limit or len(items) >= queue._compact_at:  # noqa: SLF001
+            if total > queue._full_at or len(items) >= queue._compact_at:  # noqa: SLF001
                 queue._shrink()  # noqa: SLF001
             if not queue.awake:
                 queue.wake()
@@ -441,7 +460,7 @@ class EventQueue:
             return
         self.items += events
         self.bytes += size
-        if self.bytes > self.limit or len(self.items) >= self._compact_at:
+        if self.bytes > self._full_at or len(self.items) >= self._compact_at:
             self._shrink()
         if not self.awake:
             self.wake()
@@ -460,7 +479,7 @@ class EventQueue:
             self.items.append(Passage([*events], [*lines], size))
             self.mixed = True
         self.bytes += size
-        if self.bytes > self.limit:
+        if self.bytes > self._full_at:
             self._shrink()
         if not self.awake:
             self.wake()
@@ -471,7 +490,7 @@ class EventQueue:
             if self._lost:
                 return
             self.bytes += CONTROL_SIZE
-            if self.bytes > self.limit and not self.lossless:
+            if self.bytes > self._full_at and not self.lossless:
                 self._shrink()
         self.put_uncounted([control])
 
@@ -540,6 +559,15 @@ class EventQueue:
         if self.bytes > 0.75 * self.limit:
             self._give_up()
         self._compact_at = max(self._least_to_compact, 2 * len(self.items))
+
+    def shrink_sooner(self) -> None:
+        """Have `_shrink` called once half of what may wait does, until `shrink_as_usual`."""
+        self._part, self._full_at, self._compact_at = 2, self._limit // 2, self._least_to_compact // 2
+
+    def shrink_as_usual(self) -> None:
+        """Have `_shrink` called once more waits than may."""
+        self._part, self._full_at = 1, self._limit
+        self._compact_at = max(self._least_to_compact, self._compact_at)
 
     def lose_all(self) -> None:
         """Drop what waits as if the limit had been exceeded; a `gap` will stand for it."""
