@@ -825,6 +825,17 @@ def test_merging_many_at_once_gives_what_one_by_one_gives(made, size, encodable)
     assert ours == theirs
 
 
+def test_halves_of_a_character_stay_apart():
+    """JSON has no halves, so what is merged of them would be shorter than its tokens say."""
+    texts = ["I ", "\ud83d", "\ude00", " so"]
+    events = [
+        StreamEvent(T.LLM_GENERATION_CHUNK, "a", seq / 8, {"content": text, "offset": seq + 1, "token_ids": [seq]}, 1, None, seq, "r")
+        for seq, text in enumerate(texts)
+    ]  # fmt: skip
+    assert [event.data["content"] for event in _merged(events, {})] == texts
+    assert [event.data["content"] for event in _merged([events[0], events[3]], {})] == ["I  so"]
+
+
 async def test_a_lossless_record_holds_the_run_up(tmp_path, monkeypatch, until, caplog):
     """While the disk is slow: it waits for the record, says so once, and then nothing is missing."""
     disk, append = threading.Event(), LineLog.append

@@ -71,7 +71,8 @@ async def audience(stage, proxy, until, options=SHORT, **client):
     server = await stage.serve(**options)
     async with proxy(server.port) as between:
         one = Audience(stage, between, until, **client)
-        await until(lambda: server.statistics().subscriptions == 1)
+        # It knows its place: otherwise it would begin anew when it comes back, and would have missed nothing.
+        await until(lambda: server.statistics().subscriptions == 1 and one.client.cursor is not None)
         try:
             yield one
         finally:

@@ -47,7 +47,7 @@ from rollcast.records.secrets import Masker
 from rollcast.stream.fanout import OpenPart
 from rollcast.stream.queue import merged_chunks
 from rollcast.stream.waiting import ChunkData, Encodable, EncodableChunk, event_of
-from rollcast.text import LINE_CHARS, grown_line
+from rollcast.text import LINE_CHARS, grown_line, well_formed
 from rollcast.version import __version__
 
 __all__ = ["OnRows", "Recorder", "Written", "prepare_folder"]
@@ -529,11 +529,13 @@ def _join(
             text_end -= 1
         for stop in (text_end, end):
             if stop - begin > 1:
-                for i in places[begin : stop - 1]:
-                    kept[i] = None
-                kept[places[stop - 1]] = event_of(
-                    merged_chunks([*chunks[begin:stop]], timed=True, lengths=True)
-                )
+                whole = event_of(merged_chunks([*chunks[begin:stop]], timed=True, lengths=True))
+                if (
+                    well_formed(whole.data["content"]) is whole.data["content"]
+                ):  # no halves of characters; see merging.py
+                    kept[places[stop - 1]] = whole
+                    for i in places[begin : stop - 1]:
+                        kept[i] = None
             begin = stop
 
 

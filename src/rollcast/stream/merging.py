@@ -9,6 +9,7 @@ from typing import Any
 
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.stream.waiting import ChunkData, Encodable, EncodableChunk, PackedValue, packed
+from rollcast.text import well_formed
 
 __all__ = ["tokens_together"]
 
@@ -110,19 +111,11 @@ def _join(kept: list[Encodable | None], places: list[int]) -> None:
     """
     if len(places) > 1:
         joined = _joined([chunk for place in places if isinstance(chunk := kept[place], EncodableChunk)])
-        if _has_halves(joined.data.content):
+        if well_formed(joined.data.content) is not joined.data.content:
             return
         for place in places[:-1]:
             kept[place] = None
         kept[places[-1]] = joined
-
-
-def _has_halves(text: str) -> bool:
-    """Whether the text has surrogates, which UTF-8 cannot hold."""
-    try:
-        return not (text.isascii() or text.encode())
-    except UnicodeEncodeError:
-        return True
 
 
 def _joined(chunks: list[EncodableChunk]) -> EncodableChunk:
