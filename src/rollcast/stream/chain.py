@@ -712,34 +712,39 @@ class GenerationWriter:
                 return
             offset = turn.chars
             turn.append(text, token_ids, logprobs, policy_version)
-            run, targets = self._run, route.chunk
-            fanout = run.fanout
+            targets, fanout = route.chunk, self._run.fanout
             if targets is None or route.version != fanout.version:
                 targets = route.targets_locked(CHUNK)
-            if not targets:
-                self.silence = fanout.silence
-                return
-            run.seq = seq = run.seq + 1
-            place, depth, now = route.place, self.depth, time.time()
-            size = chunk_size(text, token_ids)
-            if route.encoded:
-                kind: Any = EncodableChunk
-                token_ids, logprobs = packed(token_ids, int), packed(logprobs, float)
-                data: Any = ChunkData(text, offset, token_ids, logprobs)
-            elif fanout.crowded:
-                ids, logs, shared = only_of(token_ids, int), only_of(logprobs, float), len(targets) > 1
-                waiting = WaitingChunk(place, text, offset, ids, logs, turn.step, depth, seq, now, shared)
-                fanout.publish_waiting_locked(waiting, targets, size)
-                return
+            if targets:
+                self._publish_locked(route, targets, text, offset, token_ids, logprobs)
             else:
-                kind, data = StreamEvent, _chunk_data(text, offset, token_ids, logprobs)
-            event = kind(
-                CHUNK, place.chain_id, now, data, turn.step, depth, seq, place.run_id, place.group_id, place.source
-            )  # fmt: skip
-            fanout.chunks += 1
-            EventQueue.put_in_each(targets, event, size)
+                self.silence = fanout.silence
         finally:
             lock.release()
+
+    def _publish_locked(
+        self, route: Route, targets: Targets, text: str, offset: int, token_ids: list[int] | None, logprobs: list[float] | None
+    ) -> None:  # fmt: skip
+        """Queue new text for those who want it."""
+        run, place, depth, step, now = self._run, route.place, self.depth, self.turn.step, time.time()
+        run.seq = seq = run.seq + 1
+        fanout, size = run.fanout, chunk_size(text, token_ids)
+        if route.encoded:
+            kind: Any = EncodableChunk
+            token_ids, logprobs = packed(token_ids, int), packed(logprobs, float)
+            data: Any = ChunkData(text, offset, token_ids, logprobs)
+        elif fanout.crowded:
+            ids, logs, shared = only_of(token_ids, int), only_of(logprobs, float), len(targets) > 1
+            waiting = WaitingChunk(place, text, offset, ids, logs, step, depth, seq, now, shared)
+            fanout.publish_waiting_locked(waiting, targets, size)
+            return
+        else:
+            kind, data = StreamEvent, _chunk_data(text, offset, token_ids, logprobs)
+        event = kind(
+            CHUNK, place.chain_id, now, data, step, depth, seq, place.run_id, place.group_id, place.source
+        )
+        fanout.chunks += 1
+        EventQueue.put_in_each(targets, event, size)
 
     def _show_to_newcomers(self) -> None:
         """Give those who began to want this chain's tokens while one was added a new snapshot, since theirs may be without it."""
