@@ -140,6 +140,31 @@ def test_one_group(run):
     assert "chain_2" not in out
 
 
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        (0, "  3 tokens; log-probability -0.500 on average, -0.500 at the lowest\n  1.2 s from the first to the last; the longest pause was 1.0 s, before token 3\n"),
+        (2, "  1 of 3 tokens; log-probability -0.500 on average, -0.500 at the lowest\n"),
+    ],
+)  # fmt: skip
+def test_tokens_that_came_in_chunks_alone_have_their_times(tmp_path, first, said):
+    """As a hub records them; if it had not been asked for all of them, it is said how many there were."""
+    manager = recorded(tmp_path / "r", level="tokens")
+    for event in part_of_run("r", "w", ["chain_0"], words=("Hello", "!")):
+        together = event.data.get("content") == "Hello"
+        if event.event_type == "llm_generation_chunk":
+            merged = {"dt_ms": [250.0], "lengths": [2, 3], "from_seq": event.seq} if together else {}
+            tokens = [1, 2] if together else [3]
+            event.data.update(token_ids=tokens, logprobs=[-0.5] * len(tokens), **merged)
+            if event.data["offset"] < first:
+                continue
+        if event.event_type == "llm_generation_end":
+            event.data["completion_tokens"] = 3
+        manager.relay(event)
+    manager.close()
+    assert said in shown(tmp_path, "r", "--chain", "chain_0", "--tokens")
+
+
 def test_tokens_are_listed(run):
     """Ids with their log-probabilities, generation by generation, whether chunks were recorded or not."""
     out = shown(run, "r", "--chain", "chain_2", "--tokens")

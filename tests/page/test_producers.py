@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from fleet.by_hand import TOKEN, chain, end, event, producing, start
+from fleet.by_hand import TOKEN, chain, chain_end, end, event, producing, start
 from page.browser import audit, needs_chromium, see, until
 from page.staged_runs import StagedRuns
 from rollcast.fleet.hub import Hub
@@ -97,6 +97,23 @@ def test_the_duration_of_a_chain_goes_on_that_nobody_watches(stage, tab):
         before = see(page, ".chain-rows .of-duration_s", re.compile(r"\d s$")).inner_text()
         shown = "document.querySelector('.chain-rows .of-duration_s').innerText"
         until(page, f"parseFloat({shown}) >= parseFloat('{before}') + 1")
+
+
+def test_a_turn_of_which_not_all_tokens_were_seen_says_so(stage, tab):
+    """A hub gets only the tokens that somebody wants, and how many there were."""
+    place = of_run("gpu-1", "run-1")
+    turn = {**place, "chain": "chain_0", "step": 1}
+    counts = {"prompt_tokens": 1, "completion_tokens": 3, "ttft_s": 0.0, "duration_s": 1.0}
+    events = [
+        event("llm_generation_start", 2, prompt_tokens=1, model="m", policy_version=0, sampling={}, **turn),
+        event("llm_generation_chunk", 3, content="one", offset=0, token_ids=[7], **turn),
+        event("llm_generation_end", 4, content="one two three", finish_reason="stop", **counts, **turn),
+    ]
+    events += [chain_end(5, "chain_0", **place), end(6, **place)]
+    with stage.producer("gpu-1", start(**place), chain(1, "chain_0", **place), *events):
+        page = tab().open(f"{stage.url}#token={TOKEN}&to=/run/run-1/chain/chain_0")
+        see(page, ".transcript .who", "1 of 3 tokens")
+        see(page, ".transcript .tokens", "one two three")
 
 
 def test_a_server_that_is_no_hub_shows_no_producers(tab):

@@ -181,6 +181,35 @@ async def late_join():
     return capture.events
 
 
+async def known_before_a_snapshot():
+    """A hub's view of a chain that somebody opens in its second turn: a snapshot comes between events that tell more of the turn before."""
+    whole, late = EventCapture(), EventCapture()
+    agent = None
+
+    async def gate(request, i):
+        turn = sum(message["role"] == "assistant" for message in request.messages)
+        if turn == 1 and i == 2 and late.manager is None:
+            agent.streaming_manager.add_observer(late)
+
+    agent = scripted(before_token=gate)
+    agent.streaming_manager.add_observer(whole)
+    await agent.run_async(5, [QUESTION], enable_streaming=True)
+    agent.streaming_manager.remove_observer(late)
+    agent.streaming_manager.remove_observer(whole)
+    await agent.streaming_manager.drain()
+    (snapshot,) = (event for event in late.events if event.event_type == "chain_snapshot")
+    i = next(i for i, event in enumerate(whole.events) if event.seq > snapshot.data["as_of"])
+    return [without_seed(event) for event in (*whole.events[:i], snapshot, *whole.events[i:])]
+
+
+def without_seed(event):
+    """The event without its chain's seed, which JavaScript rounds."""
+    data = {
+        name: value for name, value in event.data.items() if name != "seed" or event.event_type == "run_start"
+    }
+    return msgspec.structs.replace(event, data=data)
+
+
 class Slow(StreamObserver):
     """Takes one event and then waits until it is let go."""
 
@@ -263,7 +292,7 @@ async def training():
 
 REAL = {
     "tools_and_errors": tools_and_errors, "cancelled": cancelled, "backend_fails": backend_fails, "truncated": truncated,
-    "late_join": late_join, "fell_behind": fell_behind, "without_chunks": without_chunks, "only_chunks": only_chunks,
+    "late_join": late_join, "known_before_a_snapshot": known_before_a_snapshot, "fell_behind": fell_behind, "without_chunks": without_chunks, "only_chunks": only_chunks,
     "tiny_arithmetic": tiny("arithmetic"), "tiny_guess": tiny("guess"), "tiny_grid": tiny("grid"), "training": training,
 }  # fmt: skip
 

@@ -132,6 +132,36 @@ def test_recorded_case_goes_on_from_a_snapshot_at_any_place(path):
             assert viewed(chain[i:], from_snapshot(viewed(chain[:i]))).to_dict() == whole
 
 
+def test_a_snapshot_of_a_chain_takes_nothing_from_what_its_events_told():
+    """The whole text of the turns before it stays, and how long their calls took; the chain's own messages have neither."""
+    path = next(path for path in CASES if path.stem == "known_before_a_snapshot")
+    events = [StreamEvent(**event) for event in json.loads(path.read_text("utf-8"))["events"]]
+    chain = [event for event in events if event.chain_id]
+    assert [event.event_type for event in chain].count("chain_snapshot") == 1
+    told = [event for event in chain if event.event_type != "chain_snapshot"]
+    known, whole = viewed(chain).messages, viewed(told).messages
+    assert [message for message in known if message["role"] != "tool"] == [
+        m for m in whole if m["role"] != "tool"
+    ]
+    assert all(message in whole for message in known), "a chain has the answers in the order of its calls"
+
+
+def test_a_snapshot_of_another_attempt_takes_the_place_of_what_is_known():
+    """What an attempt that died wrote is not that of the next one."""
+    turn = {"role": "assistant", "content": "New"}
+    data = {
+        "messages": [{"role": "user", "content": "Hi"}, turn],
+        "content": None,
+        "tool_calls": [],
+        "as_of": 9,
+    }
+    more = {"state": "waiting", "attempt": 2, "joined_late": False, "prompt_length": 1}
+    view = viewed(
+        [*stream(START, BEGIN, chunk("Old", 0), end("Old")), made("chain_snapshot", data | more, 1, 9)]
+    )
+    assert [message["content"] for message in view.messages] == ["Hi", "New"]
+
+
 # -- properties --------------------------------------------------------------------------------------------------------------------
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

@@ -11,6 +11,7 @@ from rollcast.archive.reader import Archive, EventReader
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.view import ChainView
 from rollcast.records.view_fields import object_of
+from rollcast.records.view_parts import count_of
 
 __all__ = ["Sampled", "Story", "stories_of", "story_of", "views_of"]
 
@@ -18,11 +19,28 @@ T = StreamEventType
 
 
 class Sampled(msgspec.Struct):
-    """The tokens of one generation, as far as the record has them; `dt_ms` is from each to the next, if their times are known."""
+    """The tokens of one generation, as far as the record has them.
+
+    Attributes:
+        dt_ms: milliseconds from each token to the next; of another length than one fewer if not all times are known.
+        missing: how many tokens the record lacks, as a hub's does of a chain that nobody watched all along.
+        arrived_at: timestamp of the latest token.
+    """
 
     token_ids: list[int] = []
     logprobs: list[float] = []
     dt_ms: list[float] = []
+    missing: int = 0
+    arrived_at: float = 0.0
+
+    def add(self, ids: list[int], logprobs: list[float], dt_ms: list[float], timestamp: float) -> None:
+        """Add the tokens of a chunk, the last of which arrived at `timestamp`."""
+        if self.token_ids:
+            self.dt_ms.append(max(timestamp - self.arrived_at, 0.0) * 1000 - sum(dt_ms))
+        self.token_ids += ids
+        self.logprobs += logprobs
+        self.dt_ms += dt_ms
+        self.arrived_at = timestamp
 
 
 class Story(msgspec.Struct):
@@ -117,15 +135,15 @@ def _note_tokens(story: Story, event: StreamEvent, whole: set[int]) -> None:
     if event.step in whole:
         return
     data = object_of(event.data)
-    ids, logprobs = _numbers(data.get("token_ids")), _numbers(data.get("logprobs"))
+    ids, logprobs, times = (_numbers(data.get(name)) for name in ("token_ids", "logprobs", "dt_ms"))
     if event.event_type is T.LLM_GENERATION_END and ids:
         whole.add(event.step)
-        times = _numbers(data.get("dt_ms"))
-        story.sampled[event.step] = Sampled(ids, logprobs, times if len(times) == len(ids) - 1 else [])
+        story.sampled[event.step] = Sampled(ids, logprobs, times)
     elif ids:
-        sampled = story.sampled.setdefault(event.step, Sampled())
-        sampled.token_ids += ids
-        sampled.logprobs += logprobs
+        story.sampled.setdefault(event.step, Sampled()).add(ids, logprobs, times, event.timestamp)
+    elif event.step in story.sampled:  # the end of a generation whose tokens came in chunks
+        sampled = story.sampled[event.step]
+        sampled.missing = max((count_of(data.get("completion_tokens")) or 0) - len(sampled.token_ids), 0)
 
 
 def _numbers(value: Any) -> list[Any]:

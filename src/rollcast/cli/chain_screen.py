@@ -176,7 +176,11 @@ def _token_rows(sampled: Sampled | None, rows: EventRows) -> list[Row]:
     if sampled is None:
         return [[("  no token ids were recorded of this generation", "gap")]]
     ids, logprobs = sampled.token_ids, sampled.logprobs
-    facts = f"  {len(ids):,} tokens"
+    facts = (
+        f"  {len(ids):,} of {len(ids) + sampled.missing:,} tokens"
+        if sampled.missing
+        else f"  {len(ids):,} tokens"
+    )
     known = [p for p in logprobs if math.isfinite(p)]
     if known:
         facts += f"; log-probability {sum(known) / len(known):.3f} on average, {min(known):.3f} at the lowest"
@@ -185,7 +189,7 @@ def _token_rows(sampled: Sampled | None, rows: EventRows) -> list[Row]:
         for i, token in enumerate(ids[:_TOKENS])
     ]
     found: list[Row] = [[(facts, "dim")]]
-    if sampled.dt_ms:
+    if sampled.dt_ms and len(sampled.dt_ms) == len(ids) - 1 and not sampled.missing:
         longest = max(range(len(sampled.dt_ms)), key=sampled.dt_ms.__getitem__)
         took, pause = duration_text(sum(sampled.dt_ms) / 1000), duration_text(sampled.dt_ms[longest] / 1000)
         times = (

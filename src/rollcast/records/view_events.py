@@ -270,12 +270,13 @@ def _chain_snapshot(view: ChainFields, event: StreamEvent, data: dict[str, Any])
     as_of = seq_of(data.get("as_of"))
     if 0 <= as_of < view.as_of and event.source == view.source:
         return  # older than what is known
+    another = text_of(event.source) != view.source or count_of(data.get("attempt")) != view.attempt
     view.source, view.group_id = text_of(event.source), word(event.group_id)
+    if view.state == "ended" or (another and data.get("state") in STATES):  # it has begun again, unseen
+        begin_again(view, view.group_id)
     if data.get("state") in STATES:
         view.restore(data)
         return
-    if view.state == "ended":  # it has begun again, unseen
-        begin_again(view, view.group_id)
     at = moment(event.timestamp)
     view.as_of = as_of if as_of >= 0 else view.as_of
     going_on = view.generation is not None and view.generation_step == event.step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any, Self, get_args
 
 import msgspec
@@ -190,9 +191,10 @@ class ChainFields(StateClock, msgspec.Struct, eq=False):
             setattr(self, name, read(value.get(name)))
         self.as_of = seq_of(value.get("as_of"))
         omitted = total_of(value.get("messages_omitted"))
-        self.conversation = self.conversation.anew(
-            _all_messages(value), count_of(value.get("prompt_length")), omitted
-        )
+        messages = _all_messages(value)
+        if not omitted and not self.conversation.omitted:
+            messages = _in_full(messages, self.messages)
+        self.conversation = self.conversation.anew(messages, count_of(value.get("prompt_length")), omitted)
         content, reasoning = value.get("content"), value.get("reasoning")
         self.generation = self.reasoning = None
         if isinstance(content, str):
@@ -219,6 +221,47 @@ def _all_messages(value: dict[str, Any]) -> Any:
         taken = max(taken, min(before, len(listed)))
         messages.append(found.get("message"))
     return [*messages, *listed[taken:]]
+
+
+def _in_full(told: Any, known: list[dict[str, Any]]) -> Any:
+    """The messages of a snapshot, in which those that a view knows from their events stay, as far as both tell of the same ones.
+
+    A chain's own snapshot has of a turn only what the parser left; the events have its whole text, and how long its calls took.
+    """
+    if not known or not isinstance(told, list | tuple):
+        return told
+    messages = [*told]
+    answers: dict[str | None, dict[str, Any]] = {}
+    for i, (said, seen) in enumerate(zip(map(object_of, told), known, strict=False)):
+        if word(said.get("role")) != word(seen.get("role")) or _have_other_calls(said, seen):
+            break
+        found = seen
+        if seen.get("role") != "tool":
+            answers = {}
+        else:  # a chain has answers in the order of its calls, and a view in that of their ends
+            answers = answers or _answers(known[i:])
+            found = answers.get(word(said.get("tool_call_id")), {})
+        ended = word(found.get("finish_reason")) is not None or word(found.get("status")) is not None
+        if ended and "step" not in said:
+            messages[i] = found
+    return messages
+
+
+def _answers(messages: list[dict[str, Any]]) -> dict[str | None, dict[str, Any]]:
+    """The tools' messages at the beginning, by the id of their call."""
+    first = takewhile(lambda message: message.get("role") == "tool", messages)
+    return {word(message.get("tool_call_id")): message for message in first}
+
+
+def _have_other_calls(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether both messages list calls, and not the same ones."""
+    ours, theirs = _call_ids(one), _call_ids(other)
+    return bool(ours and theirs) and ours != theirs
+
+
+def _call_ids(message: dict[str, Any]) -> list[str | None]:
+    calls = message.get("tool_calls")
+    return [word(object_of(call).get("id")) for call in calls] if isinstance(calls, list) else []
 
 
 def object_of(value: Any) -> dict[str, Any]:

@@ -73,10 +73,13 @@ class Telling:
             chain.reasoning = True
             self._gathering.add_text(chain, reasoning, event.timestamp)
         if content:
-            if chain.tag == REASONING:  # the answer begins a new line
-                self._gathering.end_text(chain)
-                chain.tag = None
-            self._gathering.add_text(chain, content, event.timestamp)
+            self._answer(chain, content, event.timestamp)
+
+    def _answer(self, chain: VisibleChain, text: str, stamp: float) -> None:
+        if chain.tag == REASONING:  # the answer begins a new line
+            self._gathering.end_text(chain)
+            chain.tag = None
+        self._gathering.add_text(chain, text, stamp)
 
     def _jump(self, chain: VisibleChain, offset: int, stamp: float) -> None:
         """Continue at another offset, since chunks were left out or another generation began."""
@@ -158,15 +161,32 @@ class Telling:
             _text(call, "call_id")
             _text(call, "tool_name")
         content = "" if data["content"] is None else _text(data, "content")
+        before = count_of(data.get("content_omitted")) or 0  # the text was too long for the snapshot
+        if _is_known(event, chain):  # the chain was shown all along, and somebody wants its tokens again
+            chain.reasoning = chain.reasoning or bool(data.get("reasoning"))
+            if rest := content[max(chain.offset - before, 0) :]:
+                chain.offset += len(rest)
+                self._answer(chain, rest, event.timestamp)
+            return
         self._gathering.print_all_of(chain)
         self._any(event, chain)
         chain.printed.clear()
-        before = count_of(data.get("content_omitted")) or 0  # the text was too long for the snapshot
         chain.offset, chain.without_ids, chain.tag = before + len(content), 0, None
         chain.reasoning = bool(data.get("reasoning"))
         if content:
             chain.partial_line = True
             self._gathering.add_text(chain, content, event.timestamp)
+
+
+def _is_known(snapshot: StreamEvent, chain: VisibleChain) -> bool:
+    """Whether a snapshot tells of the state in which the chain is shown, so that it adds at most text of the open generation."""
+    view, data = chain.view, snapshot.data
+    if data.get("state") != view.state or view.state == "unknown" or snapshot.source != view.source:
+        return False
+    if view.generation is None or data["content"] is None:
+        return view.generation is data["content"] is None and snapshot.step == view.step
+    before = count_of(data.get("content_omitted")) or 0
+    return data.get("generation_step") == view.generation_step and before <= chain.offset
 
 
 def _called(chain: VisibleChain, call_id: str, name: str) -> str:

@@ -213,6 +213,25 @@ async def test_a_gap_and_a_late_joiners_snapshot_have_their_own_lines(events, pr
     ]
 
 
+async def test_a_snapshot_of_a_chain_that_is_shown_adds_only_the_text_that_is_new(events, printed):
+    """As in a hub's record, each time that somebody has opened the chain anew: no text stands there twice."""
+    known = {"messages": [{}], "tool_calls": [], "state": "generating", "generation_step": 1}
+    lines = await printed(
+        [
+            events.run_start(1),
+            events("chain_start", "chain_0", messages=[], tools=[], index=0, policy_version=0),
+            events.generation_start("chain_0"),
+            events("chain_snapshot", "chain_0", 1, content="one ", as_of=2, **known),
+            events("llm_generation_chunk", "chain_0", 1, content="two ", offset=4, token_ids=[2]),
+            events("chain_snapshot", "chain_0", 1, content="one two three ", as_of=4, **known),
+            events("llm_generation_chunk", "chain_0", 1, content="four", offset=14, token_ids=[4]),
+            events("llm_generation_end", "chain_0", 1, content="one two three four", finish_reason="stop"),
+        ]
+    )
+    assert lines[-1] == "chain_0 │ one two three four"
+    assert not [line for line in lines if "joined" in line]
+
+
 async def test_what_is_missing_is_at_most_what_lies_between_if_nobody_counted_it(events, printed):
     """A filter may have left some out; where even the end is not known, no number is given."""
     known, unknown = (

@@ -166,7 +166,9 @@ export class ChainView {
     this.fields = fieldsOf(value);
     this.asOf = seqOf(value.as_of);
     const omitted = totalOf(value.messages_omitted);
-    this.conversation = Conversation.of(allMessages(value), countOf(value.prompt_length), omitted);
+    const told = allMessages(value);
+    const messages = omitted || this.conversation.omitted ? told : inFull(told, this.messages);
+    this.conversation = Conversation.of(messages, countOf(value.prompt_length), omitted);
     const { content, reasoning } = value;
     this.generation =
       typeof content === "string" ? Tail.of(content, MAX_TEXT, totalOf(value.content_omitted)) : null;
@@ -313,6 +315,63 @@ function allMessages(value) {
     messages.push(found.message ?? null);
   }
   return [...messages, ...listed.slice(taken)];
+}
+
+/**
+ * The messages of a snapshot, in which those that a view knows from their events stay, as far as both tell of the same ones.
+ *
+ * A chain's own snapshot has of a turn only what the parser left; the events have its whole text, and how long its calls took.
+ * @param {unknown} told
+ * @param {readonly Message[]} known
+ */
+function inFull(told, known) {
+  if (known.length === 0 || !Array.isArray(told)) return told;
+  const messages = [...told];
+  /** @type {Map<string | null, Message>} */
+  let answers = new Map();
+  for (let i = 0; i < Math.min(told.length, known.length); i += 1) {
+    const said = objectOf(told[i]);
+    const seen = /** @type {Message} */ (known[i]);
+    if (word(said.role) !== word(seen.role) || haveOtherCalls(said, seen)) break;
+    /** @type {Message} */
+    let found = seen;
+    if (seen.role !== "tool") {
+      answers = new Map();
+    } else {
+      if (!answers.size) answers = answersOf(known, i); // a chain has them in the order of its calls, and a view in that of their ends
+      found = answers.get(word(said.tool_call_id)) ?? {};
+    }
+    const ended = word(found.finish_reason) !== null || word(found.status) !== null;
+    if (ended && !Object.hasOwn(said, "step")) messages[i] = found;
+  }
+  return messages;
+}
+
+/**
+ * The tools' messages that begin at a place, by the id of their call.
+ * @param {readonly Message[]} messages
+ * @param {number} from
+ */
+function answersOf(messages, from) {
+  /** @type {Map<string | null, Message>} */
+  const found = new Map();
+  for (let i = from; messages[i]?.role === "tool"; i += 1) found.set(word(messages[i]?.tool_call_id), /** @type {Message} */ (messages[i]));
+  return found;
+}
+
+/**
+ * Whether both messages list calls, and not the same ones.
+ * @param {Record<string, any>} one
+ * @param {Record<string, any>} other
+ */
+function haveOtherCalls(one, other) {
+  const [ours, theirs] = [callIds(one), callIds(other)];
+  return ours.length > 0 && theirs.length > 0 && (ours.length !== theirs.length || ours.some((id, i) => id !== theirs[i]));
+}
+
+/** @param {Record<string, any>} message */
+function callIds(message) {
+  return Array.isArray(message.tool_calls) ? message.tool_calls.map((call) => word(objectOf(call).id)) : [];
 }
 
 /**
@@ -654,13 +713,14 @@ const BESIDE = new Map(
     chain_snapshot(view, event, data) {
       const asOf = seqOf(data.as_of);
       if (asOf >= 0 && asOf < view.asOf && (event.source ?? "") === view.source) return; // older than what is known
+      const another = textOf(event.source) !== view.source || countOf(data.attempt) !== view.fields.attempt;
       view.source = textOf(event.source);
       view.groupId = word(event.group_id);
+      if (view.state === "ended" || (another && STATES.has(data.state))) beginAgain(view, view.groupId); // it has begun again, unseen
       if (STATES.has(data.state)) {
         view.restore(data);
         return;
       }
-      if (view.state === "ended") beginAgain(view, view.groupId); // it has begun again, unseen
       const at = moment(event.timestamp);
       view.asOf = asOf >= 0 ? asOf : view.asOf;
       const step = event.step ?? null;

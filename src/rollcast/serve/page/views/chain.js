@@ -298,10 +298,12 @@ function TurnBlock({ runId, chainId, turn, number, shows, onToken }) {
     return html`<div class="block far" id=${id} data-far style=${{ height: `${height}px` }}></div>`;
   }
   const count = store.tokens(runId, chainId)?.of(turn.step).reduce((sum, span) => sum + span.ids.length, 0) ?? 0;
-  const version = store.generations.get(chainKey(runId, chainId))?.of(turn.step)?.policyVersion ?? null;
+  const generation = store.generations.get(chainKey(runId, chainId))?.of(turn.step);
+  const version = generation?.policyVersion ?? null;
+  const sampled = Math.max(generation?.sampled ?? 0, count); // more than were seen, as at a hub that was not asked for all
   const ended = turn.finishReason && turn.finishReason !== "stop" && turn.finishReason !== "tool_call" ? turn.finishReason : null;
   return html`<div class=${`block ${shows === undefined ? "" : "evidence"}`} id=${id}>
-    <div class="who"><b>assistant</b><span>turn ${number}</span>${!turn.tail && count > 0 && html`<span>${counted(count, "token")}</span>`}${version !== null && html`<span>policy ${version}</span>`}
+    <div class="who"><b>assistant</b><span>turn ${number}</span>${!turn.tail && count > 0 && html`<span>${sampled > count ? `${whole(count)} of ` : ""}${counted(sampled, "token")}</span>`}${version !== null && html`<span>policy ${version}</span>`}
       ${turn.tail && html`<span class="accent">generating</span>`}${ended && html`<span class="bad">${ended === "length" ? "ended at its limit of tokens" : ended}</span>`}
       ${turn.omitted > 0 && html`<span class="warn">${whole(turn.omitted)} characters before this were not seen</span>`}${shows !== undefined && html`<span class="accent">what the hint is about</span>`}</div>
     ${turn.reasoning && html`<details class="call"><summary><span class="muted">reasoning, ${counted(turn.reasoning.length, "character")}</span></summary><div class="body"><${TextBlock} text=${turn.reasoning} /></div></details>`}
