@@ -325,38 +325,24 @@ function allMessages(value) {
  * @param {readonly Message[]} known
  */
 function inFull(told, known) {
-  if (known.length === 0 || !Array.isArray(told)) return told;
-  const messages = [...told];
-  /** @type {Map<string | null, Message>} */
-  let answers = new Map();
-  for (let i = 0; i < Math.min(told.length, known.length); i += 1) {
-    const said = objectOf(told[i]);
-    const seen = /** @type {Message} */ (known[i]);
-    if (word(said.role) !== word(seen.role) || haveOtherCalls(said, seen)) break;
-    /** @type {Message} */
-    let found = seen;
+  if (!Array.isArray(told)) return told;
+  let same = true;
+  let begin = 0; // of the tools' messages that stand next to each other
+  return told.map((message, i) => {
+    const said = objectOf(message);
+    let seen = objectOf(known[i]);
+    same &&= word(said.role) === word(seen.role) && !haveOtherCalls(said, seen);
     if (seen.role !== "tool") {
-      answers = new Map();
+      begin = i + 1;
     } else {
-      if (!answers.size) answers = answersOf(known, i); // a chain has them in the order of its calls, and a view in that of their ends
-      found = answers.get(word(said.tool_call_id)) ?? {};
+      seen = {}; // a chain has them in the order of its calls, and a view in that of their ends
+      for (let at = begin; known[at]?.role === "tool"; at += 1) {
+        if (word(known[at]?.tool_call_id) === word(said.tool_call_id)) seen = objectOf(known[at]);
+      }
     }
-    const ended = word(found.finish_reason) !== null || word(found.status) !== null;
-    if (ended && !Object.hasOwn(said, "step")) messages[i] = found;
-  }
-  return messages;
-}
-
-/**
- * The tools' messages that begin at a place, by the id of their call.
- * @param {readonly Message[]} messages
- * @param {number} from
- */
-function answersOf(messages, from) {
-  /** @type {Map<string | null, Message>} */
-  const found = new Map();
-  for (let i = from; messages[i]?.role === "tool"; i += 1) found.set(word(messages[i]?.tool_call_id), /** @type {Message} */ (messages[i]));
-  return found;
+    const ended = word(seen.finish_reason) ?? word(seen.status);
+    return !same || ended === null || Object.hasOwn(said, "step") ? message : seen;
+  });
 }
 
 /**
@@ -365,13 +351,13 @@ function answersOf(messages, from) {
  * @param {Record<string, any>} other
  */
 function haveOtherCalls(one, other) {
-  const [ours, theirs] = [callIds(one), callIds(other)];
-  return ours.length > 0 && theirs.length > 0 && (ours.length !== theirs.length || ours.some((id, i) => id !== theirs[i]));
+  const lists = new Set([callIds(one), callIds(other)]);
+  return lists.size > 1 && !lists.has("[]");
 }
 
 /** @param {Record<string, any>} message */
 function callIds(message) {
-  return Array.isArray(message.tool_calls) ? message.tool_calls.map((call) => word(objectOf(call).id)) : [];
+  return JSON.stringify(Array.isArray(message.tool_calls) ? message.tool_calls.map((call) => word(objectOf(call).id)) : []);
 }
 
 /**
