@@ -53,7 +53,7 @@ class Running:
         return [
             f"the process {pid}: {command}"
             for pid, command in child_processes().items()
-            if pid not in self.processes
+            if command and pid not in self.processes
         ]
 
 
@@ -68,13 +68,16 @@ def _place_of(thread):
 
 
 def child_processes():
-    """The command line of each child process that runs, by its pid. Systems without Linux's `/proc` do not tell."""
+    """The command line of each child process, by its pid; empty if it has ended, or is beginning just now.
+
+    Systems without Linux's `/proc` do not tell.
+    """
     found = {}
     threads = Path("/proc/self/task")
     for thread in threads.iterdir() if threads.exists() else ():
         for pid in _content_of(thread / "children").split():
-            command = _content_of(f"/proc/{pid}/cmdline").replace("\0", " ").strip()  # empty if it has ended
-            if command and not any(name in command for name in OF_PYTHON):
+            command = _content_of(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
+            if not any(name in command for name in OF_PYTHON):
                 found[int(pid)] = command
     return found
 
