@@ -261,8 +261,8 @@ call_after_fork(_after_fork)
 def _locked(fd: int, *, alone: bool) -> Iterator[bool]:
     """Hold the file's lock: with other writers, or alone if that is asked for and nobody else has it.
 
-    It waits for nobody for long, since a process that has the lock may be stopped; then there is no lock. Gives whether no other
-    process is known to write: where the system has no locks, nothing is known of others.
+    It waits only briefly, since a process that holds the lock may be stopped, and then goes on without it. Gives whether no other
+    process is known to be writing: where the system has no locks, that is always so.
     """
     first = _try_lock(fd, alone=alone)
     held = first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from itertools import pairwise
 from math import isfinite
@@ -12,6 +13,8 @@ from rollcast.stream.waiting import ChunkData, Encodable, EncodableChunk, Packed
 from rollcast.text import well_formed
 
 __all__ = ["tokens_together"]
+
+logger = logging.getLogger("rollcast.stream")
 
 CHUNK, GAP = StreamEventType.LLM_GENERATION_CHUNK, StreamEventType.GAP
 MOST_TOKENS = 128  # in one chunk
@@ -31,7 +34,8 @@ def tokens_together(events: Sequence[Encodable]) -> list[Encodable]:
     """
     try:
         return _together(events)
-    except Exception:  # noqa: BLE001  (whatever a user's own value raises, the events are published)
+    except Exception:  # whatever a user's own value raises, the events are published
+        logger.debug("tokens were not put together", exc_info=True)
         return [*events]
 
 
@@ -82,7 +86,7 @@ def _token(chunk: Encodable) -> EncodableChunk | None:
 
 
 def _is_plain(logprobs: Any) -> bool:
-    """Whether it is no log-probability, or a single one that JSON can hold."""
+    """Whether there is no log-probability, or exactly one, and that a finite number."""
     return logprobs is None or (logprobs.__class__ is PackedValue and isfinite(logprobs.value))
 
 

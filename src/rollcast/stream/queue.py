@@ -189,7 +189,7 @@ def _joined_data(chunks: list[EncodableChunk], *, timed: bool, lengths: bool) ->
             arrivals = [chunk.timestamp * 1000 for chunk, count in zip(chunks, counts, strict=True) if count]
         # Rounding to a whole number costs a third of rounding to three digits.
         apart = map(sub, arrivals[1:], arrivals)
-        with suppress(OverflowError):  # somebody's timestamp is no time
+        with suppress(OverflowError):  # a timestamp is far too large
             if times := [round(ms * 1000) / 1000 if ms > 0 else 0.0 for ms in apart]:
                 data["dt_ms"] = times
     if lengths and counts and min(counts) == max(counts) == 1:
@@ -237,7 +237,7 @@ def _joined_times(events: list[StreamEvent]) -> list[float] | None:
             continue
         if arrived is not None:
             apart = max(e.timestamp * 1000 - sum(times) - arrived, 0.0)
-            if not isfinite(apart):  # somebody's timestamp is no time
+            if not isfinite(apart):  # a timestamp is far too large, or not a number
                 return None
             joined.append(round(apart, 3))
         joined += times
