@@ -15,7 +15,7 @@ from rollcast.aio import fulfil, others_run, running_loop
 from rollcast.failures import by_signal, class_name_of, place_of, text_and_place
 from rollcast.records import StreamEvent
 from rollcast.stream.delivery import Delivery
-from rollcast.stream.observer import EncodingObserver, StreamObserver, overrides_on_batch
+from rollcast.stream.observer import EncodingObserver, StreamObserver, overrides_on_batch, overrides_on_chain_closed
 from rollcast.stream.own_filter import OwnFilter
 from rollcast.stream.queue import Control, Item
 from rollcast.stream.waiting import Encodable, Event, Passage, encodable_of, event_of
@@ -26,6 +26,7 @@ logger = logging.getLogger("rollcast.stream")
 
 FAILURES_TO_DETACH = 5
 TURN = 256  # how many events to hand over before the loop's other tasks get a turn; more if their last turn was long:
+TURN_ALONE = 2048  # and on a thread of the observer's own, where nothing else gets a turn, if it only encodes what it gets
 TURN_S = (
     0.05  # handing over goes on for as long as that turn took, but for at most this many seconds of CPU time,
 )
@@ -64,33 +65,39 @@ class Calls:
         self._suspect = False  # the observer took long once
         self._waits = 0  # how many calls in a row took long since
         self._least_s = ALONE_S if delivery.threaded else 0.0
+        self._most = TURN_ALONE if delivery.threaded and delivery.encodes else TURN
         self._share_s = self._least_s  # how long the loop's other tasks took in their last turn
         self._turn_ends = (0.0, 0.0)  # in CPU time of the thread, and by the clock
         self._causes: set[tuple[str, str | None]] = set()  # of failures that were logged
 
     async def deliver(self, items: list[Item]) -> None:
         """Hand over the items that were last taken from the delivery."""
-        if self.delivery.taken_mixed or len(items) >= TURN:
+        if self.delivery.taken_mixed or len(items) >= self._most:
             await self._in_parts(items)
         else:  # the common case, which need not look at each item
             await self._hand_over(cast("list[Encodable]", items))
 
     async def _in_parts(self, items: list[Item]) -> None:
-        """Hand over at most `TURN` events at a time, and call each hook in its place."""
+        """Hand over a limited number of events at a time, and call each hook in its place."""
         self._begin_turn()
         if not self.delivery.taken_mixed:
-            for start in range(0, len(items), TURN):
-                await self._hand_over(cast("list[Encodable]", items[start : start + TURN]))
+            for start in range(0, len(items), self._most):
+                await self._hand_over(cast("list[Encodable]", items[start : start + self._most]))
             return
         events: list[Encodable] = []
         taken: Callable[[Event], Encodable] = encodable_of if self.delivery.encodes else event_of
+        passed_over = 0  # hooks that would do nothing: the events before and after them are one batch
         for item in items:
-            whole = type(item) is Control or type(item) is Passage
-            if not whole:
+            if type(item) is not Control and type(item) is not Passage:
                 events.append(taken(cast("Event", item)))
-                if len(events) < TURN:
+                if len(events) < self._most:
                     continue
+            elif type(item) is Control and item.kind == "chain_closed" and self._ignores_closings():
+                passed_over += 1
+                continue
             batch, events = events, []
+            self.delivery.begun += passed_over
+            passed_over = 0
             if batch:
                 await self._hand_over(batch)
             if type(item) is Control:
@@ -98,8 +105,13 @@ class Calls:
                 await self._obey(item)
             elif type(item) is Passage:
                 await self._hand_over(item.events, item)
+        self.delivery.begun += passed_over
         if events:
             await self._hand_over(events)
+
+    def _ignores_closings(self) -> bool:
+        """Whether it does not matter to the observer when a chain has closed, nor which events came before."""
+        return self._batched and not overrides_on_chain_closed(self.observer)
 
     async def _hand_over(self, events: Sequence[Encodable], passage: Passage | None = None) -> None:
         """Give the observer these events; only one that takes `on_encodable` is given an `EncodableChunk`.
@@ -142,7 +154,7 @@ class Calls:
             self._was_slow(beat)
         elif self._suspect:
             self._waits = 0
-        may_be_more = count == TURN or passage is not None
+        may_be_more = count == self._most or passage is not None
         if may_be_more and (time.thread_time() >= self._turn_ends[0] or ended >= self._turn_ends[1]):
             await self._let_others_run()
 
