@@ -83,7 +83,7 @@ def outcome(given_lines, *, recorded, quick):
     """What becomes of the lines: what is relayed, as JSON, what is refused, and how the producer stands."""
     with pytest.MonkeyPatch.context() as patch:
         if not quick:
-            patch.setattr(Scrutiny, "take_chunks", lambda _self, _lines, at, _into: at)
+            patch.setattr(Scrutiny, "take_usual", lambda _self, _lines, at, _into: at)
         play = Play(recorded=recorded, acked={("w", "e1"): 0} if recorded else None)
         link, _ = play.connect()
         relayed, refused = [], []

@@ -171,7 +171,7 @@ class Intake:
         source.duplicates += min(first, len(frame.events))
         events: list[Read] = []
         lines, at, number = _lines_of(frame.events[first:]), 0, frame.seq + first
-        while (at := scrutiny.take_chunks(lines, at, events)) < len(lines):
+        while (at := scrutiny.take_usual(lines, at, events)) < len(lines):
             event = scrutiny.accepted(number + at, lines[at])
             if event is not None:
                 if scrutiny.holes.waiting:

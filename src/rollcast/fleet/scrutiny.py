@@ -8,18 +8,20 @@ from typing import NamedTuple
 
 from rollcast.errors import DecodeError, GrammarError
 from rollcast.fleet.holes import Holes
+from rollcast.fleet.reading import read_quickly
 from rollcast.fleet.sources import Process, Run, Source, shown
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.codec import checked_event, decode_unchecked
 from rollcast.records.grammar import Part
-from rollcast.stream.waiting import EncodableChunk, chunk_of_line
+from rollcast.stream.waiting import EncodableChunk, Relayed
 from rollcast.text import printable_line
 
 __all__ = ["MOST_CHAINS", "MOST_RUNS", "Read", "Scrutiny"]
 
-Read = tuple[StreamEvent | EncodableChunk, bytes | None]  # an event with its JSON; None: it was made here
+Read = tuple[Relayed, bytes | None]  # an event with its JSON; None: it was made here
 
 T = StreamEventType
+CHAIN_END = T.CHAIN_END  # looked up for every event
 MOST_CHAINS = 262_144  # open at a time, of one source
 MOST_RUNS = 512  # open at a time, of one source
 LONGEST_SENTENCE = 500
@@ -39,7 +41,7 @@ class _RefusedEventError(Exception):
 
 
 class _Lane(NamedTuple):
-    """What the next chunk of a run is checked against.
+    """What the next event of a run is checked against.
 
     Attributes:
         run_id: the run's id.
@@ -82,15 +84,15 @@ class Scrutiny:
         self._ended = ended
         self._lanes: dict[str, _Lane] = {}  # by run; empty again after an event that may begin or end one
 
-    def take_chunks(self, lines: Sequence[bytes], at: int, into: list[Read]) -> int:
-        """Take the lines from `at` on that are each the next token of a generation that is open, as most events are.
+    def take_usual(self, lines: Sequence[bytes], at: int, into: list[Read]) -> int:
+        """Take the lines from `at` on that are each the next event of a chain that is open, as most events are.
 
         It does what `accepted` and `OpenRuns.note` do, in a third of the time.
 
         Args:
             lines: the JSON of events.
             at: the index of the first line to look at.
-            into: gets each chunk with its line.
+            into: gets each event with its line.
 
         Returns:
             The index of the first line that was not taken, which is for `accepted`.
@@ -100,25 +102,28 @@ class Scrutiny:
         name, lane, end = self._source.name, None, len(lines)
         while at < end:
             line = lines[at]
-            chunk = chunk_of_line(line)
-            if chunk is None or chunk.source != name:
+            event = read_quickly(line)
+            if event is None or event.source != name:
                 break
-            if lane is None or chunk.run_id != lane.run_id:
-                lane = self._lanes.get(chunk.run_id) or self._lane_of(chunk.run_id)
+            if lane is None or event.run_id != lane.run_id:
+                lane = self._lanes.get(event.run_id) or self._lane_of(event.run_id)
                 if lane is None or lane.run.leapt:
                     break
-            run, part = lane.run, lane.part
-            chain_id, seq, data = sys.intern(chunk.chain_id), chunk.seq, chunk.data
+            run, seq = lane.run, event.seq
+            chain_id = sys.intern(event.chain_id)
             if chain_id not in run.chains or not lane.recorded < seq <= MOST_SEQ:
                 break
-            if data.logprobs is not None and len(data.logprobs) != len(data.token_ids or ()):
+            if event.__class__ is EncodableChunk:
+                if not _next_chunk(lane.part, chain_id, event):
+                    break
+            elif not lane.part.next_event(event):
                 break
-            if not part.next_chunk(chain_id, seq, data.offset, data.content):
-                break
+            elif event.event_type is CHAIN_END:
+                run.chains.discard(chain_id)
             if seq > run.last_seq:  # noqa: PLR1730  (a third of what `max` takes)
                 run.last_seq = seq
-            chunk.chain_id, chunk.run_id, chunk.source = chain_id, lane.run_id, name  # the one copy of each
-            into.append((chunk, line))
+            event.chain_id, event.run_id, event.source = chain_id, lane.run_id, name  # the one copy of each
+            into.append((event, line))
             at += 1
         return at
 
@@ -275,6 +280,14 @@ class Scrutiny:
                 self.holes.add(event, run.last_seq, "the run ended before these chains did", at=run.last_seq)
             )
         self._process.grammar.feed(event)
+
+
+def _next_chunk(part: Part, chain_id: str, chunk: EncodableChunk) -> bool:
+    """See `Part.next_chunk`."""
+    data = chunk.data
+    if data.logprobs is not None and len(data.logprobs) != len(data.token_ids or ()):
+        return False
+    return part.next_chunk(chain_id, chunk.seq, data.offset, data.content)
 
 
 def _is_small(value: object) -> bool:

@@ -10,8 +10,9 @@ inside. After a `gap`, or for an observer that joins late, a `chain_snapshot` op
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from rollcast.errors import GrammarError
 from rollcast.records.event import StreamEvent, StreamEventType
@@ -31,6 +32,29 @@ MAX_JOINED = (
 
 
 _NO_TEXT: list[str] = []  # of a generation without chunks; a hub has a hundred thousand that nobody watches
+
+
+class ReadEvent(Protocol):
+    """What the rules look at of an event. Its data is a dict, or a struct with the same fields."""
+
+    @property
+    def event_type(self) -> StreamEventType:
+        """See `StreamEvent`, like the others."""
+
+    @property
+    def chain_id(self) -> str: ...
+
+    @property
+    def step(self) -> int | None: ...
+
+    @property
+    def seq(self) -> int: ...
+
+    @property
+    def run_id(self) -> str: ...
+
+    @property
+    def data(self) -> Any: ...
 
 
 @dataclass(slots=True)
@@ -75,6 +99,32 @@ class Part:
         elif text is not None:
             text.append(content)
         return True
+
+    def next_event(self, event: ReadEvent) -> bool:
+        """Take the next event of a chain, of any type but `chain_start`, `chain_snapshot`, `llm_generation_chunk` and those of the run.
+
+        Returns:
+            Whether it may come now. If not, it was not taken: `feed` says what is wrong, if anything is.
+        """
+        name, kind = event.chain_id, event.event_type
+        chain = self.chains.get(name)
+        if chain is None or event.seq <= self.last_seq:
+            return False
+        try:
+            _RULES[kind](chain, event)
+        except GrammarError:
+            return False
+        self.last_seq = event.seq
+        if kind is CHAIN_END:
+            self.end_chain(name)
+        return True
+
+    def end_chain(self, name: str) -> None:
+        """Note that the chain, which is open, has ended."""
+        del self.chains[name]
+        self.ended_chains[name] = None
+        if len(self.ended_chains) > MAX_ENDED_CHAINS:
+            del self.ended_chains[next(iter(self.ended_chains))]
 
 
 class GrammarChecker:
@@ -220,10 +270,7 @@ class GrammarChecker:
         if rule is not None:
             rule(chain, event)
         if kind is CHAIN_END:
-            del run.chains[name]
-            run.ended_chains[name] = None
-            if len(run.ended_chains) > MAX_ENDED_CHAINS:
-                del run.ended_chains[next(iter(run.ended_chains))]
+            run.end_chain(name)
 
     def _forget_unchecked(self, chain: _Chain) -> None:
         """Forget what is open if the filter may hide its end."""
@@ -257,7 +304,13 @@ def _joined(event: StreamEvent) -> _Chain:
     return chain
 
 
-def _generation_start(chain: _Chain, event: StreamEvent) -> None:
+def _told(event: ReadEvent, name: str) -> Any:
+    """A field of the event's data. None if it is not there and need not be."""
+    data = event.data
+    return data.get(name) if isinstance(data, dict) else getattr(data, name)
+
+
+def _generation_start(chain: _Chain, event: ReadEvent) -> None:
     if chain.chars is not None:
         raise _error(event, "a generation is open")
     if chain.open_calls:
@@ -288,68 +341,71 @@ def _chunk(chain: _Chain, event: StreamEvent) -> None:
         raise _error(event, "it does not have one logprob per token id")
 
 
-def _generation_end(chain: _Chain, event: StreamEvent) -> None:
+def _generation_end(chain: _Chain, event: ReadEvent) -> None:
     if chain.chars is None:
         raise _error(event, "no generation is open")
-    content = event.data["content"]
+    content = _told(event, "content")
     if chain.text is not None and not content.startswith("".join(chain.text)):
         raise _error(event, "its content is not the text of its chunks")
     chain.chars = chain.text = None
 
 
-def _tool_start(chain: _Chain, event: StreamEvent) -> None:
+def _tool_start(chain: _Chain, event: ReadEvent) -> None:
     if chain.chars is not None:
         raise _error(event, "a generation is open")
-    if event.data["call_id"] in chain.open_calls:
-        raise _error(event, f"call {event.data['call_id']} is open")
-    chain.open_calls[event.data["call_id"]] = 0
+    call_id = _told(event, "call_id")
+    if call_id in chain.open_calls:
+        raise _error(event, f"call {call_id} is open")
+    chain.open_calls[call_id] = 0
 
 
-def _tool_observation(chain: _Chain, event: StreamEvent) -> None:
-    seen = chain.open_calls.get(event.data["call_id"])
-    if seen is None and chain.blind and event.data["call_id"] not in (chain.ended_calls or ()):
+def _tool_observation(chain: _Chain, event: ReadEvent) -> None:
+    call_id = _told(event, "call_id")
+    seen = chain.open_calls.get(call_id)
+    if seen is None and chain.blind and call_id not in (chain.ended_calls or ()):
         seen = 0
     if seen is None:
-        raise _error(event, f"call {event.data['call_id']} is not open")
+        raise _error(event, f"call {call_id} is not open")
     if seen:
-        raise _error(event, f"call {event.data['call_id']} had its final observation")
-    chain.open_calls[event.data["call_id"]] = int(not event.data["partial"])
+        raise _error(event, f"call {call_id} had its final observation")
+    chain.open_calls[call_id] = int(not _told(event, "partial"))
 
 
-def _tool_end(chain: _Chain, event: StreamEvent) -> None:
-    call_id = event.data["call_id"]
+def _tool_end(chain: _Chain, event: ReadEvent) -> None:
+    call_id = _told(event, "call_id")
     unknown = int(chain.blind and call_id not in (chain.ended_calls or ()))
-    if chain.open_calls.pop(call_id, unknown) != 1:
+    if chain.open_calls.get(call_id, unknown) != 1:
         raise _error(event, f"call {call_id} is not open, or has no final observation")
+    chain.open_calls.pop(call_id, None)
     if chain.blind:
         chain.ended_calls = {*(chain.ended_calls or ()), call_id}
 
 
-def _reward(chain: _Chain, event: StreamEvent) -> None:
+def _reward(chain: _Chain, event: ReadEvent) -> None:
     if chain.chars is not None or chain.open_calls or chain.rewarded:
         raise _error(event, "a generation or a tool call is open, or the chain's own reward was given")
     chain.rewarded = (
-        event.data.get("final") is not False
+        _told(event, "final") is not False
     )  # one that does not say is the chain's own, as in a log of 0.1
 
 
-def _message(chain: _Chain, event: StreamEvent) -> None:
+def _message(chain: _Chain, event: ReadEvent) -> None:
     if chain.chars is not None or chain.open_calls or chain.rewarded:
         raise _error(event, "a generation or a tool call is open, or the chain's own reward was given")
 
 
-def _chain_end(chain: _Chain, event: StreamEvent) -> None:
+def _chain_end(chain: _Chain, event: ReadEvent) -> None:
     if chain.chars is not None:
         raise _error(event, "a generation is open")
     if chain.open_calls:
         raise _error(event, f"tool calls are open: {sorted(chain.open_calls)}")
 
 
-def _anywhere(chain: _Chain, event: StreamEvent) -> None:
+def _anywhere(chain: _Chain, event: ReadEvent) -> None:
     """`error` and types of later versions may come anywhere inside a chain."""
 
 
-_RULES = {
+_RULES: dict[StreamEventType, Callable[[_Chain, Any], None]] = {
     T.LLM_GENERATION_START: _generation_start,
     T.LLM_GENERATION_CHUNK: _chunk,
     T.LLM_GENERATION_END: _generation_end,
@@ -365,7 +421,7 @@ _RULES = {
 }
 
 
-def _error(event: StreamEvent, why: str) -> GrammarError:
+def _error(event: ReadEvent, why: str) -> GrammarError:
     place = f"{event.event_type} (seq {event.seq}, run {event.run_id!r}, {event.chain_id or 'the run'})"
     return GrammarError(f"{place} is not allowed here: {why}")
 

@@ -34,7 +34,7 @@ from rollcast.serve.tail import PORTION, LiveTail
 from rollcast.serve.upstream import Upstream
 from rollcast.serve.worker import Shortener, Worker
 from rollcast.stream.observer import EncodingObserver, StreamObserver
-from rollcast.stream.waiting import Encodable, EncodableChunk
+from rollcast.stream.waiting import Encodable, EncodableChunk, Relayed
 
 __all__ = ["Broadcaster", "Outlet", "ServerObserver", "Subscription"]
 
@@ -76,7 +76,7 @@ class ServerObserver(EncodingObserver):
     async def on_encodable(self, events: Sequence[Encodable]) -> None:
         self._broadcaster.take(events)
 
-    async def on_passage(self, events: Sequence[Encodable], lines: Sequence[bytes | None]) -> None:
+    async def on_passage(self, events: Sequence[Relayed], lines: Sequence[bytes | None]) -> None:
         self._broadcaster.take(events, lines)
 
 
@@ -144,7 +144,7 @@ class Broadcaster:
 
     # -- events come in ------------------------------------------------------------------------------------------------
 
-    def take(self, events: Sequence[Encodable], lines: Sequence[bytes | None] | None = None) -> None:
+    def take(self, events: Sequence[Relayed], lines: Sequence[bytes | None] | None = None) -> None:
         """Keep the events and make sure that they are sent; `lines`: see `History.extend`."""
         self.feeds.find()
         made = [event for event in events if isinstance(event, StreamEvent)]

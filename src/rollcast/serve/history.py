@@ -22,7 +22,7 @@ from rollcast.records.event import ExtendedEvent
 from rollcast.records.jsonable import DEPTH_LIMIT, as_json, nests_deeply
 from rollcast.records.lanes import Lane
 from rollcast.records.secrets import Masker
-from rollcast.stream.waiting import Encodable, EncodableChunk, event_of
+from rollcast.stream.waiting import EncodableChunk, Relayed, event_of
 
 __all__ = ["WITHIN", "Entry", "History", "Place", "Selector", "Selectors"]
 
@@ -120,7 +120,7 @@ class Selector:
         return self.filter.wants(*place)
 
 
-def _first_seq(chunk: Encodable) -> Any:
+def _first_seq(chunk: Relayed) -> Any:
     """The `seq` of the first of the chunks that were merged into this one; its own if it does not say, or cannot be right."""
     seq = chunk.seq
     first = chunk.from_seq if isinstance(chunk, EncodableChunk) else chunk.data.get("from_seq")
@@ -195,7 +195,7 @@ class History:
         """Keep the event, and drop the oldest ones that no longer fit."""
         return self.extend([event])[0]
 
-    def extend(self, events: Sequence[Encodable], read: Lines | None = None) -> list[Entry]:
+    def extend(self, events: Sequence[Relayed], read: Lines | None = None) -> list[Entry]:
         """Keep the events, and drop the oldest ones that no longer fit.
 
         Args:
@@ -206,6 +206,7 @@ class History:
         kinds = [event.event_type for event in events]
         if self.masker is not None:
             lines = _all_masked(events, kinds, lines, self.masker)
+        all_read = read is not None and None not in read
         known, place_of = self._places, self._place_of
         places = [
             known.get((kind, event.chain_id, event.group_id, event.run_id, event.source)) or place_of(event)
@@ -216,11 +217,12 @@ class History:
             _first_seq(event) if kind is CHUNK else event.seq
             for kind, event in zip(kinds, events, strict=True)
         ]
-        here = (
-            firsts
-            if read is None
-            else [first if line is None else seq for first, seq, line in zip(firsts, seqs, read, strict=True)]
-        )
+        if read is None or all_read:
+            here = firsts if read is None else seqs
+        else:
+            here = [
+                first if line is None else seq for first, seq, line in zip(firsts, seqs, read, strict=True)
+            ]
         befores = [*accumulate([len(line) + ENTRY_BYTES for line in lines], initial=self.total)]
         self.total = befores.pop()
         entries = [*map(Entry, lines, places, seqs, firsts, here, befores)]
@@ -234,7 +236,7 @@ class History:
             self._evict()
         return entries
 
-    def _place_of(self, event: Encodable) -> Place:
+    def _place_of(self, event: Relayed) -> Place:
         """The one copy of the event's place, with the one copy of each name in it: a chain has several, as many as its events have types."""
         place = Place(
             event.event_type,
@@ -312,7 +314,7 @@ class History:
         return position if position <= self.head else None
 
 
-def _all_encoded(events: Sequence[Encodable]) -> list[bytes]:
+def _all_encoded(events: Sequence[Relayed]) -> list[bytes]:
     """`encoded` of each event, many at once."""
     if len(events) == 1:
         return [encoded(events[0])]
@@ -334,7 +336,7 @@ def _all_encoded(events: Sequence[Encodable]) -> list[bytes]:
     return data
 
 
-def _all_as_read(events: Sequence[Encodable], read: Lines) -> list[bytes]:
+def _all_as_read(events: Sequence[Relayed], read: Lines) -> list[bytes]:
     """The JSON that each event was read from; encoded anew if it cannot be passed on as it is."""
     lines = [encoded(event) if line is None else line for event, line in zip(events, read, strict=True)]
     if _is_foreign(b"".join(lines)):  # one look at all costs a tenth of one at each
@@ -342,8 +344,8 @@ def _all_as_read(events: Sequence[Encodable], read: Lines) -> list[bytes]:
         lines = [encoded(event) if _is_foreign(line) else line for event, line in pairs]
     for at in [at for at, line in enumerate(lines) if len(line) >= SHALLOW_BYTES]:
         event = events[at]
-        if isinstance(event, StreamEvent):  # the others cannot nest
-            lines[at] = _shallow(event, lines[at])
+        if not isinstance(event, EncodableChunk) and _may_nest(lines[at]):  # a token cannot
+            lines[at] = _shallow(event_of(event), lines[at])
     return lines
 
 
@@ -357,7 +359,7 @@ def _is_foreign(data: bytes) -> bool:
 
 
 def _all_masked(
-    events: Sequence[Encodable], kinds: Sequence[StreamEventType], lines: list[bytes], masker: Masker
+    events: Sequence[Relayed], kinds: Sequence[StreamEventType], lines: list[bytes], masker: Masker
 ) -> list[bytes]:
     """`masked` of each event but the tokens: what an agent's model wrote came from no outside."""
     foreign = {kind for kind in set(kinds) if masker.concerns(kind)}
@@ -385,10 +387,15 @@ def masked(event: StreamEvent, data: bytes, masker: Masker) -> bytes:
     return data if shown is told else encoded(shown)
 
 
-def encoded(item: Encodable) -> bytes:
+def encoded(item: Relayed) -> bytes:
     """The event's JSON; values that JSON cannot hold, or that nest too deeply for its readers, are described by type and size."""
     event = event_of(item)
     return _shallow(event, encode_described(event))
+
+
+def _may_nest(data: bytes) -> bool:
+    """Whether the JSON may nest too deeply."""
+    return len(data) >= SHALLOW_BYTES and data.count(b"[") + data.count(b"{") > DEPTH_LIMIT
 
 
 def _shallow(event: StreamEvent, data: bytes) -> bytes:
@@ -396,7 +403,7 @@ def _shallow(event: StreamEvent, data: bytes) -> bytes:
 
     Events of this process never do (`as_json`); a relayed one may.
     """
-    if len(data) < SHALLOW_BYTES or data.count(b"[") + data.count(b"{") <= DEPTH_LIMIT:
+    if not _may_nest(data):
         return data
     beyond = event.beyond if isinstance(event, ExtendedEvent) else {}
     if not nests_deeply(event.data) and not nests_deeply(beyond):

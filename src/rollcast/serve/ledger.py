@@ -46,12 +46,6 @@ class PassedRun:
         """The run and the source."""
         return Lane(self.run_id, self.source)
 
-    def reached(self, place: Place, position: int) -> None:
-        """Note the place and the position of the latest event."""
-        self.last = position
-        if self.places is not None:
-            self.places[place] = position
-
     def has_for(self, selector: Selector, since: int) -> bool:
         """Whether an event that the filter wants, or may want, came at this position or after it."""
         if self.last < since:
@@ -107,15 +101,19 @@ class RunLedger:
         runs, begun = self._runs, None
         # The last of each place. A place is kept once, so its `id` names it; its hash takes five times as long.
         last = {id(entry.place): at for at, entry in enumerate(entries)}
+        run: PassedRun | None = None
         for at in sorted(last.values()):
             entry = entries[at]
             place = entry.place
-            run = runs.get((place.run_id, place.source))  # type: ignore[call-overload]  # as good as a Lane
-            if run is None:
-                begun = begun or _firsts(entries)
-                lane = place.lane
-                run = runs[lane] = PassedRun(*lane, position + begun[lane])
-            run.reached(place, position + at)
+            if run is None or place.run_id != run.run_id or place.source != run.source:
+                run = runs.get((place.run_id, place.source))  # type: ignore[call-overload]  # as good as a Lane
+                if run is None:
+                    begun = begun or _firsts(entries)
+                    lane = place.lane
+                    run = runs[lane] = PassedRun(*lane, position + begun[lane])
+            run.last = position + at
+            if run.places is not None:
+                run.places[place] = position + at
             run.last_seq = entry.seq
         telling, self._telling = self._telling, []
         for event in telling:

@@ -15,10 +15,15 @@ from rollcast.aio import fulfil, others_run, running_loop
 from rollcast.failures import by_signal, class_name_of, place_of, text_and_place
 from rollcast.records import StreamEvent
 from rollcast.stream.delivery import Delivery
-from rollcast.stream.observer import EncodingObserver, StreamObserver, overrides_on_batch, overrides_on_chain_closed
+from rollcast.stream.observer import (
+    EncodingObserver,
+    StreamObserver,
+    overrides_on_batch,
+    overrides_on_chain_closed,
+)
 from rollcast.stream.own_filter import OwnFilter
 from rollcast.stream.queue import Control, Item
-from rollcast.stream.waiting import Encodable, Event, Passage, encodable_of, event_of
+from rollcast.stream.waiting import Encodable, Event, Passage, Relayed, encodable_of, event_of
 
 __all__ = ["FAILURES_TO_DETACH", "Calls"]
 
@@ -89,7 +94,7 @@ class Calls:
         passed_over = 0  # hooks that would do nothing: the events before and after them are one batch
         for item in items:
             if type(item) is not Control and type(item) is not Passage:
-                events.append(taken(cast("Event", item)))
+                events.append(taken(item))
                 if len(events) < self._most:
                     continue
             elif type(item) is Control and item.kind == "chain_closed" and self._ignores_closings():
@@ -113,7 +118,7 @@ class Calls:
         """Whether it does not matter to the observer when a chain has closed, nor which events came before."""
         return self._batched and not overrides_on_chain_closed(self.observer)
 
-    async def _hand_over(self, events: Sequence[Encodable], passage: Passage | None = None) -> None:
+    async def _hand_over(self, events: Sequence[Relayed], passage: Passage | None = None) -> None:
         """Give the observer these events; only one that takes `on_encodable` is given an `EncodableChunk`.
 
         Args:
@@ -189,7 +194,7 @@ class Calls:
         await getattr(self.observer, method)(*arguments)
 
     async def _attempt(
-        self, event: Encodable | None, call: Callable[..., Coroutine[Any, Any, None]], *arguments: Any
+        self, event: Relayed | None, call: Callable[..., Coroutine[Any, Any, None]], *arguments: Any
     ) -> None:
         task = self.task
         try:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
@@ -24,7 +24,7 @@ from rollcast.stream.asked import TOLD_ANYWAY, AskedChains
 from rollcast.stream.delivery import Delivery, ensure_not_in_own_hook
 from rollcast.stream.own_filter import OwnFilter
 from rollcast.stream.queue import Control, EventQueue
-from rollcast.stream.waiting import Encodable, Event, Place, WaitingChunk
+from rollcast.stream.waiting import Encodable, Event, Place, Relayed, WaitingChunk, encodable
 
 __all__ = ["Cut", "Fanout", "OpenPart", "OpenRun", "Route", "Silence", "Targets"]
 
@@ -345,7 +345,7 @@ class Fanout:
         EventQueue.put_in_each(targets, event, size)
 
     def publish_relayed_locked(
-        self, events: list[Encodable], lines: list[bytes | None], targets: Iterable[Delivery], size: int
+        self, events: list[Relayed], lines: list[bytes | None], targets: Iterable[Delivery], size: int
     ) -> None:
         """Queue relayed events that follow each other for each target, all together.
 
@@ -359,12 +359,14 @@ class Fanout:
             return
         for kind, count in Counter([event.event_type for event in events]).items():
             self.count_locked(kind, count)
+        made: Sequence[Encodable] = ()
         for delivery in targets:
             if delivery.takes_passages:
                 delivery.put_passage(events, lines, size)
             else:
+                made = made or encodable(events)
                 delivery.mixed = delivery.mixed or not delivery.encodes
-                delivery.put_all(list[Event](events), size)
+                delivery.put_all(list[Event](made), size)
 
     def count_locked(self, event_type: StreamEventType, count: int = 1) -> None:
         """Count events of this type as published."""

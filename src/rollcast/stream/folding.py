@@ -12,7 +12,7 @@ from rollcast.records import StreamEvent, StreamEventType, encode
 from rollcast.records.codec import decode_unchecked
 from rollcast.records.view import ChainView
 from rollcast.records.view_parts import count_of
-from rollcast.stream.waiting import ChunkData, EncodableChunk, event_of
+from rollcast.stream.waiting import ChunkData, EncodableChunk, EncodableEvent, event_of
 
 __all__ = ["FoldedChain"]
 
@@ -47,7 +47,7 @@ class FoldedChain:
         "source",
     )
 
-    def __init__(self, event: StreamEvent) -> None:
+    def __init__(self, event: StreamEvent | EncodableEvent) -> None:
         self.group_id = (
             None if event.group_id is None else sys.intern(event.group_id)
         )  # many chains have the same
@@ -63,14 +63,14 @@ class FoldedChain:
         self._end = 0  # its characters so far
         self._seq = -1  # of the latest line; others are older, or come twice
 
-    def note(self, event: StreamEvent, line: bytes | None) -> None:
+    def note(self, event: StreamEvent | EncodableEvent, line: bytes | None) -> None:
         """Take the next event; `line`: its JSON, if somebody has it. Without it the view is made at once."""
         if line is None:
-            self._fold().apply(event)
+            self._fold().apply(event_of(event))
             self._chunks, self._seq = None, max(self._seq, event.seq)
             self.has_part = True
             return
-        if event.event_type is CHUNK and self._note_chunk(event):
+        if isinstance(event, StreamEvent) and event.event_type is CHUNK and self._note_chunk(event):
             return
         if self._chunks:
             if not self._repeated_by(event, self._chunks):
@@ -87,24 +87,25 @@ class FoldedChain:
         if self._size > FOLD_BYTES:
             self._fold()
 
-    def _repeated_by(self, event: StreamEvent, chunks: list[StreamEvent | EncodableChunk]) -> bool:
+    def _repeated_by(
+        self, event: StreamEvent | EncodableEvent, chunks: list[StreamEvent | EncodableChunk]
+    ) -> bool:
         """Whether the event ends the open generation, and tells all that these tokens did."""
-        return (
-            event.event_type is GENERATION_END
-            and event.step == self._step
-            and event.seq > chunks[-1].seq
-            and isinstance(event.data.get("content"), str)
-            and count_of(event.data.get("completion_tokens")) is not None
-        )
+        if event.event_type is not GENERATION_END or event.step != self._step or event.seq <= chunks[-1].seq:
+            return False
+        if isinstance(event, EncodableEvent):  # it was checked when it was read
+            return count_of(event.data.completion_tokens) is not None
+        tokens = count_of(event.data.get("completion_tokens"))
+        return isinstance(event.data.get("content"), str) and tokens is not None
 
-    def _note_opening(self, event: StreamEvent) -> None:
+    def _note_opening(self, event: StreamEvent | EncodableEvent) -> None:
         """Note that this line, unless it comes late or twice, has opened a generation."""
         kind, fresh = event.event_type, event.seq > self._seq
         if fresh:
             self._seq = event.seq
         if fresh and (kind is GENERATION_START or kind is CHUNK):
             self._chunks, self._step, self._end = [], event.step, 0
-            if kind is CHUNK:
+            if isinstance(event, StreamEvent) and kind is CHUNK:
                 self._end = event.data["offset"] + len(event.data["content"])
 
     def is_next_token(self, chunk: EncodableChunk) -> bool:

@@ -28,7 +28,7 @@ from rollcast.stream.relay import Relay, relayable
 from rollcast.stream.roster import Roster
 from rollcast.stream.run import RunAbout, RunWriter
 from rollcast.stream.subscription import Subscription
-from rollcast.stream.waiting import EncodableChunk
+from rollcast.stream.waiting import Relayed
 
 __all__ = ["ManagerStatistics", "StreamingManager"]
 
@@ -247,7 +247,7 @@ class StreamingManager:
         with self.lock:
             self._relay.pass_on_locked(event)
 
-    def relay_read(self, events: Iterable[tuple[StreamEvent | EncodableChunk, bytes | None]]) -> None:
+    def relay_read(self, events: Iterable[tuple[Relayed, bytes | None]]) -> None:
         """Do the same as `relay` for events that were read from JSON and checked: each with its line, or None if it was made here."""
         with self.lock:
             self._relay.pass_all_on_locked(events)

@@ -13,7 +13,7 @@ from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent
 from rollcast.stream.delivery import REST_S, ObserverStatistics
 from rollcast.stream.fanout import Fanout
-from rollcast.stream.waiting import Encodable
+from rollcast.stream.waiting import Encodable, Relayed, encodable
 
 __all__ = [
     "ChunkInterest",
@@ -114,14 +114,14 @@ class EncodingObserver(StreamObserver):
     async def on_encodable(self, events: Sequence[Encodable]) -> None:
         """Take the events that are waiting, oldest first."""
 
-    async def on_passage(self, events: Sequence[Encodable], lines: Sequence[bytes | None]) -> None:
+    async def on_passage(self, events: Sequence[Relayed], lines: Sequence[bytes | None]) -> None:
         """Take relayed events that are waiting, oldest first, of a lossless observer.
 
         Args:
-            events: as for `on_encodable`.
+            events: as for `on_encodable`, or an `EncodableEvent`.
             lines: the JSON that each was read from, as its producer wrote it; None for an event that was made here.
         """
-        await self.on_encodable(events)
+        await self.on_encodable(encodable(events))
 
     async def on_event(self, event: StreamEvent) -> None:
         """See `StreamObserver.on_event`."""

@@ -25,12 +25,13 @@ from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.lanes import Lane
 from rollcast.stream.waiting import (
     PASSAGE_EVENTS,
-    Encodable,
     EncodableChunk,
     Event,
     PackedValue,
     Passage,
+    Relayed,
     WaitingChunk,
+    encodable,
     event_of,
     merged_waiting,
 )
@@ -75,7 +76,7 @@ Single = Event | Control
 Item = Single | Passage
 
 
-def event_size(event: Event) -> int:
+def event_size(event: Event | Relayed) -> int:
     """Roughly how many bytes of memory the event keeps alive; good enough to bound a queue."""
     if isinstance(event, WaitingChunk):
         ids = event.token_ids
@@ -465,10 +466,10 @@ class EventQueue:
         if not self.awake:
             self.wake()
 
-    def put_passage(self, events: list[Encodable], lines: list[bytes | None], size: int) -> None:
+    def put_passage(self, events: list[Relayed], lines: list[bytes | None], size: int) -> None:
         """Do `put_all` for a lossless reader that takes a `Passage`; `lines`: the JSON of each event, None for one made here."""
         if self._lost:
-            self.put_all(list[Event](events), size)
+            self.put_all(list[Event](encodable(events)), size)
             return
         last = self.items[-1] if self.items else None
         if type(last) is Passage and len(last.events) + len(events) <= PASSAGE_EVENTS:
@@ -641,7 +642,7 @@ def single(items: Iterable[Item]) -> list[Single]:
     single: list[Single] = []
     for item in items:
         if isinstance(item, Passage):
-            single += item.events
+            single += encodable(item.events)
         else:
             single.append(item)
     return single

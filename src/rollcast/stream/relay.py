@@ -17,7 +17,7 @@ from rollcast.stream.fanout import Fanout, OpenPart, Route, Targets
 from rollcast.stream.folding import FoldedChain
 from rollcast.stream.queue import Control, event_size
 from rollcast.stream.shared_run import SharedRun
-from rollcast.stream.waiting import EncodableChunk, event_of
+from rollcast.stream.waiting import EncodableChunk, EncodableEvent, Relayed, event_of
 
 __all__ = ["Relay", "relayable"]
 
@@ -87,7 +87,7 @@ class Relay:
         """Queue the event for every reader that wants it, and the hooks around it."""
         self.pass_all_on_locked([(event, None)])
 
-    def pass_all_on_locked(self, read: Iterable[tuple[StreamEvent | EncodableChunk, bytes | None]]) -> None:
+    def pass_all_on_locked(self, read: Iterable[tuple[Relayed, bytes | None]]) -> None:
         """Do `pass_on_locked` for each event, given with its JSON if somebody has it. Those for the same readers are queued together."""
         fanout, runs = self._fanout, self._runs
         stretch = _Stretch(fanout)
@@ -104,13 +104,26 @@ class Relay:
                         stretch.events.append(event)
                         stretch.lines.append(line)
                         continue
-                self._pass_on(event_of(event), line, stretch)
+                elif isinstance(event, EncodableEvent):
+                    run = runs.get(event.run_id)
+                    if run is not None and run.note_within(event, line):
+                        wanted = fanout.targets_anywhere(event.event_type)
+                        targets = self._targets_of(event, run) if wanted is None else wanted
+                        if targets is not stretch.targets:
+                            stretch.begin(targets)
+                        stretch.events.append(event)
+                        stretch.lines.append(line)
+                        if event.event_type is CHAIN_END:
+                            self._close_chain(run, event.chain_id, stretch)
+                        continue
+                self._pass_on(event, line, stretch)
                 if of_tokens is None or fanout.version != version:
                     version, of_tokens = fanout.version, fanout.targets_anywhere(CHUNK)
         finally:
             stretch.queue()
 
-    def _pass_on(self, event: StreamEvent, line: bytes | None, stretch: _Stretch) -> None:
+    def _pass_on(self, relayed: Relayed, line: bytes | None, stretch: _Stretch) -> None:
+        event = relayed if isinstance(relayed, EncodableEvent) else event_of(relayed)
         run_id = event.run_id
         run = self._runs.get(run_id)
         if run is None and run_id:
@@ -135,7 +148,7 @@ class Relay:
         elif ended and run.sources.over and run_id in self._runs:
             self._close(run, stretch)
 
-    def _targets_of(self, event: StreamEvent, run: _RelayedRun | None) -> Targets:
+    def _targets_of(self, event: StreamEvent | EncodableEvent, run: _RelayedRun | None) -> Targets:
         fanout, kind = self._fanout, event.event_type
         if kind is GAP:  # it may stand for any event of its run
             return tuple(d for d in fanout.deliveries if d.filter.wants_gap(event.run_id, event.source))
@@ -196,7 +209,7 @@ class _Stretch:
 
     def __init__(self, fanout: Fanout) -> None:
         self.targets: Targets = ()
-        self.events: list[StreamEvent | EncodableChunk] = []
+        self.events: list[Relayed] = []
         self.lines: list[bytes | None] = []
         self._fanout = fanout
 
@@ -213,6 +226,8 @@ class _Stretch:
 
     def _size(self) -> int:
         """About how much memory they take."""
+        if None not in self.lines:  # mostly
+            return EVENT_BYTES * len(self.lines) + BYTES_OF_ONE * sum(map(len, self.lines))  # type: ignore[arg-type]
         read = [line for line in self.lines if line is not None]
         made = [event for event, line in zip(self.events, self.lines, strict=True) if line is None]
         return EVENT_BYTES * len(read) + BYTES_OF_ONE * sum(map(len, read)) + sum(map(event_size, made))
@@ -236,7 +251,7 @@ class _RelayedRun:
         self._expected: dict[str, int] = {}  # by source
         self._as_of: dict[str, int] = {}
 
-    def route(self, event: StreamEvent | EncodableChunk) -> Route:
+    def route(self, event: Relayed) -> Route:
         """The route of the event's chain."""
         route = self._routes.get(event.chain_id)
         if route is None or route.place.source != event.source:
@@ -254,7 +269,16 @@ class _RelayedRun:
         self._as_of[source] = seq
         return True
 
-    def note(self, event: StreamEvent, line: bytes | None) -> list[str]:
+    def note_within(self, event: EncodableEvent, line: bytes | None) -> bool:
+        """Do the same as `note` for an event of an open chain. Returns whether it is one."""
+        chain, seq, source = self.chains.get(event.chain_id), event.seq, event.source
+        if chain is None or self._as_of.get(source, seq) >= seq:
+            return False
+        self._as_of[source] = seq
+        chain.note(event, line)
+        return True
+
+    def note(self, event: StreamEvent | EncodableEvent, line: bytes | None) -> list[str]:
         """Remember what a late observer must know; returns the sources whose part of the run ends with the event."""
         source = event.source
         known = self._as_of.get(source)
@@ -263,8 +287,8 @@ class _RelayedRun:
         if known is not None and event.event_type not in _OPENING_OR_ENDING:
             ended = []
         else:
-            ended = self.sources.note(event)
-        if event.event_type is RUN_START:
+            ended = self.sources.note(event_of(event))
+        if isinstance(event, StreamEvent) and event.event_type is RUN_START:
             self.parent_run_id = event.data.get("parent_run_id")
             self._expected[source] = event.data.get("chains", 0)
             self.expected_chains = sum(self._expected.values())
@@ -275,7 +299,7 @@ class _RelayedRun:
                 self._fanout.make_room_locked(len(self.chains))
             chain.note(event, line)
         elif event.event_type is GAP:
-            line = encode_described(event) if line is None else line
+            line = encode_described(event_of(event)) if line is None else line
             for chain in self.chains.values():
                 chain.note(event, line)
         return ended

@@ -9,7 +9,8 @@ An `EncodableChunk` is for readers that only encode what they get, such as a log
 
 from __future__ import annotations
 
-from typing import Any, final
+from collections.abc import Sequence
+from typing import Any, ClassVar, final
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -20,12 +21,15 @@ __all__ = [
     "ChunkData",
     "Encodable",
     "EncodableChunk",
+    "EncodableEvent",
     "Event",
     "PackedValue",
     "Passage",
     "Place",
+    "Relayed",
     "WaitingChunk",
     "chunk_of_line",
+    "encodable",
     "encodable_of",
     "event_of",
     "merged_waiting",
@@ -184,6 +188,36 @@ class EncodableChunk(msgspec.Struct, gc=False, forbid_unknown_fields=True):
         )  # fmt: skip
 
 
+class EncodableEvent(msgspec.Struct, gc=False):
+    """Any other event that was read from JSON, for readers that only pass it on: the dict of its data is made if somebody asks.
+
+    Its fields are those of `StreamEvent`. Each type of event has a class of its own (fleet/reading.py).
+
+    Attributes:
+        event_type: of the class.
+        data: a struct with the fields of the event's payload, and no others; a field that is not there is UNSET.
+    """
+
+    event_type: ClassVar[StreamEventType]
+
+    chain_id: str
+    timestamp: float
+    data: Any
+    step: int | None
+    depth: int | None
+    seq: int
+    run_id: str
+    group_id: str | None
+    source: str
+
+    def event(self) -> StreamEvent:
+        """The event, made anew."""
+        return StreamEvent(
+            self.event_type, self.chain_id, self.timestamp, msgspec.to_builtins(self.data), self.step, self.depth, self.seq, self.run_id,
+            self.group_id, self.source,
+        )  # fmt: skip
+
+
 _decoder = msgspec.json.Decoder(EncodableChunk)
 _CHUNK_JSON = b'{"event_type":"llm_generation_chunk",'
 _IDS, _LOGPROBS = b'"token_ids"', b'"logprobs"'  # within a text the quotes would be escaped
@@ -215,6 +249,7 @@ def packed(values: Any, kind: type[int | float]) -> Any:
 
 
 Encodable = StreamEvent | EncodableChunk
+Relayed = Encodable | EncodableEvent  # what a `Passage` has
 PASSAGE_EVENTS = 512  # in one passage, at most, unless they came together
 
 
@@ -230,7 +265,7 @@ class Passage(msgspec.Struct):
         size: about how many bytes of memory they take.
     """
 
-    events: list[Encodable]
+    events: list[Relayed]
     lines: list[bytes | None]
     size: int
 
@@ -268,9 +303,17 @@ def _joined(of_each: list[Any]) -> tuple[Any, ...] | None:
     return tuple([value for of_one in of_each for value in as_list(of_one)])
 
 
-def event_of(item: Event) -> StreamEvent:
-    """The event itself, also for a chunk that waits without it."""
-    return item.event() if type(item) is WaitingChunk or type(item) is EncodableChunk else item
+_WITHOUT_EVENT = (WaitingChunk, EncodableChunk, EncodableEvent)
+
+
+def event_of(item: Event | Relayed) -> StreamEvent:
+    """The event itself, also for one that waits without it."""
+    return item.event() if isinstance(item, _WITHOUT_EVENT) else item
+
+
+def encodable(items: Sequence[Relayed]) -> Sequence[Encodable]:
+    """What a reader gets that encodes what it gets: relayed events, but for tokens, are made."""
+    return [item.event() if isinstance(item, EncodableEvent) else item for item in items]
 
 
 def encodable_of(item: Event) -> Encodable:

@@ -1,0 +1,69 @@
+"""Reads the events of a `publish` from JSON: each is checked while it is read, and most of them need no dict. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from rollcast.records import PAYLOADS, StreamEventType
+from rollcast.stream.waiting import EncodableChunk, EncodableEvent, chunk_of_line
+
+__all__ = ["KINDS", "read_quickly"]
+
+T = StreamEventType
+# Most events of a chain are of these types. The data of each is flat, and nothing but the chain's order depends on it.
+KINDS = (
+    T.LLM_GENERATION_START,
+    T.LLM_GENERATION_END,
+    T.TOOL_CALL_START,
+    T.TOOL_OBSERVATION,
+    T.TOOL_CALL_END,
+    T.REWARD,
+    T.CHAIN_END,
+)
+
+
+def _data_of(kind: StreamEventType) -> type[msgspec.Struct]:
+    """A struct with the fields of the type's payload. It has no others, so that none of an event gets lost."""
+    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
+    for name, hint in get_type_hints(PAYLOADS[kind], include_extras=True).items():
+        if get_origin(hint) is NotRequired:
+            fields.append((name, get_args(hint)[0] | msgspec.UnsetType, msgspec.UNSET))
+        else:
+            fields.append((name, hint))
+    required_first = sorted(fields, key=len)
+    return msgspec.defstruct(f"_Data_{kind.value}", required_first, forbid_unknown_fields=True, gc=False)
+
+
+def _event_of(kind: StreamEventType) -> type[EncodableEvent]:
+    return msgspec.defstruct(  # type: ignore[return-value]  # it is made of its base
+        f"_Event_{kind.value}",
+        [("data", _data_of(kind))],
+        bases=(EncodableEvent,),
+        tag_field="event_type",
+        tag=kind.value,
+        namespace={"event_type": kind},
+        gc=False,
+        forbid_unknown_fields=True,
+    )
+
+
+_decoder = msgspec.json.Decoder(Union[tuple(map(_event_of, KINDS))])  # noqa: UP007  (the types are not known to a checker)
+_CHUNK_JSON = b'{"event_type":"llm_generation_chunk",'
+
+
+def read_quickly(line: bytes) -> EncodableChunk | EncodableEvent | None:
+    """The event that a line of JSON describes, with its payload checked against its type.
+
+    Returns:
+        None if it is of another type than tokens and `KINDS`, has fields that this version does not know, or is no event: then
+        `decode` says which.
+    """
+    if line.startswith(_CHUNK_JSON):
+        return chunk_of_line(line)
+    try:
+        event: EncodableEvent = _decoder.decode(line)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    return event
