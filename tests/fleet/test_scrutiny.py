@@ -1,14 +1,16 @@
-"""The quick way of a token through a hub's checks: it takes and refuses what the usual way does."""
+"""The quick way of an event through a hub's checks: it takes and refuses what the usual way does."""
 
 import msgspec
 import pytest
 
-from fleet.by_hand import GENERATION, chain, chunk, end, event, start
+from fleet.by_hand import GENERATION, chain, chain_end, chunk, end, event, start
 from fleet.test_intake import Play
+from rollcast.fleet.reading import KINDS, read_quickly
 from rollcast.fleet.scrutiny import Scrutiny
+from rollcast.records import PAYLOADS, decode
 from rollcast.records.codec import encode
 from rollcast.serve.protocol import Publish
-from rollcast.stream.waiting import EncodableChunk, chunk_of_line, event_of
+from rollcast.stream.waiting import EncodableChunk, EncodableEvent, chunk_of_line, event_of
 
 FIELDS = {
     "chain_id": ["a", "b", "", "c", 5],
@@ -95,7 +97,7 @@ def outcome(given_lines, *, recorded, quick):
             ]
             refused += taken.refused
         row = play.row()
-        quickly = sum(isinstance(each, EncodableChunk) for each, _ in taken.events)
+        quickly = sum(isinstance(each, EncodableChunk | EncodableEvent) for each, _ in taken.events)
     return [
         relayed,
         refused,
@@ -120,7 +122,7 @@ def test_tokens_as_they_are_usually_take_the_quick_way():
     """Otherwise the test above would compare nothing."""
     made = [start(0), chain(1, "a"), event("llm_generation_start", 2, "a", step=1, **GENERATION)]
     made += [chunk(3, "a", "he", 0, step=1), chunk(4, "a", "llo", 2, step=1, token_ids=[7], logprobs=[-0.5])]
-    assert outcome([msgspec.json.encode(each) for each in made], recorded=None, quick=True)[1] == 2
+    assert outcome([msgspec.json.encode(each) for each in made], recorded=None, quick=True)[1] == 3
 
 
 @pytest.mark.parametrize(
@@ -129,3 +131,90 @@ def test_tokens_as_they_are_usually_take_the_quick_way():
 def test_what_is_no_chunk_is_none(line):
     """Nothing is raised."""
     assert chunk_of_line(line) is None
+
+
+SPOKEN = {"content": "hello", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1}
+CALL = {"call_id": "c", "tool_name": "search"}
+OF_A_CHAIN = [
+    event("llm_generation_start", 2, "a", step=1, **GENERATION),
+    chunk(3, "a", "hello", 0, step=1, token_ids=[7]),
+    event("llm_generation_end", 4, "a", step=1, **SPOKEN, ttft_s=0.1, duration_s=0.2),
+    event("tool_call_start", 5, "a", step=1, **CALL, arguments={"q": ["x"]}),
+    event("tool_observation", 6, "a", step=1, **CALL, observation="so", status="success", partial=True),
+    event("tool_observation", 7, "a", step=1, **CALL, observation="found", status="success", partial=False),
+    event("tool_call_end", 8, "a", step=1, **CALL, status="success", duration_s=0.1),
+    event("reward", 9, "a", reward=1.0, metrics={"exact": 1}, final=False),
+    event("reward", 10, "a", reward=1.0, metrics={}),
+    chain_end(11, "a"),
+]
+ODD_VALUES = [None, 3, -1.5, 1 << 70, "", "x", True, [], {}, {"deep": [[1]]}, ["x"]]
+# What one of these events may have instead: a field of the event, or of its data, or another place among the others.
+ODD_EVENTS = [
+    *(
+        (at, "event", field, value)
+        for at in range(len(OF_A_CHAIN))
+        for field, values in FIELDS.items()
+        for value in values
+    ),
+    *(
+        (at, "data", field, value)
+        for at, told in enumerate(OF_A_CHAIN)
+        for field in [*PAYLOADS[told["event_type"]].__annotations__, "further"]
+        for value in ODD_VALUES
+    ),
+    *((at, "without", field, None) for at, told in enumerate(OF_A_CHAIN) for field in [*told["data"], "seq", "depth"]),
+    *((at, "place", "", other) for at in range(len(OF_A_CHAIN)) for other in range(len(OF_A_CHAIN))),
+    *((at, "line", name, change) for at in range(len(OF_A_CHAIN)) for name, change in ODD.items()),
+]  # fmt: skip
+
+
+def with_odd_event(at, where, field, value):
+    """The lines of a chain of which one event is another, or comes elsewhere."""
+    told = [each | {"data": dict(each["data"])} for each in OF_A_CHAIN]
+    if where == "place":
+        told.insert(value, told.pop(at))
+        told = [each | {"seq": number} for number, each in enumerate(told, 2)]
+    elif where == "without":
+        told[at].pop(field, None)
+        told[at]["data"].pop(field, None)
+    elif where == "event":
+        told[at][field] = value
+    elif where == "data":
+        told[at]["data"][field] = value
+    lines = [msgspec.json.encode(each) for each in [start(0), chain(1, "a"), *told, end(12)]]
+    if where == "line":
+        lines[at + 2] = value(lines[at + 2])
+    return lines
+
+
+@pytest.mark.parametrize("at", range(len(OF_A_CHAIN)), ids=lambda at: f"{at}-{OF_A_CHAIN[at]['event_type']}")
+def test_an_event_is_taken_or_refused_the_same_by_both_ways(at):
+    """Whatever is odd about it: a value of another type, a field too many or too few, or its place."""
+    for case in ODD_EVENTS:
+        if case[0] == at:
+            given = with_odd_event(*case)
+            quick, _ = outcome(given, recorded=None, quick=True)
+            assert quick == outcome(given, recorded=None, quick=False)[0], case
+
+
+def test_all_events_of_a_usual_chain_take_the_quick_way():
+    """But its start; and so do those with what the events of a chain may have besides."""
+    lines = with_odd_event(0, "event", "step", 1)
+    assert outcome(lines, recorded=None, quick=True)[1] == len(OF_A_CHAIN)
+    more = OF_A_CHAIN[2]["data"] | {"token_ids": [7], "logprobs": [-0.5], "dt_ms": [], "reasoning": "why"}
+    lines = with_odd_event(2, "event", "data", more)
+    assert outcome(lines, recorded=None, quick=True)[1] == len(OF_A_CHAIN)
+
+
+def test_what_is_read_quickly_is_the_whole_event():
+    """As the usual way reads it; an event with a field that this version does not know is for the usual way, which carries it."""
+    kinds = set()
+    for told in OF_A_CHAIN:
+        line = msgspec.json.encode(told)
+        read = read_quickly(line)
+        assert read.event() == decode(line)
+        assert decode(msgspec.json.encode(read)) == decode(line)
+        kinds.add(read.event_type)
+        told = told | {"data": told["data"] | {"further": 1}}
+        assert read_quickly(msgspec.json.encode(told)) is None
+    assert kinds >= set(KINDS)

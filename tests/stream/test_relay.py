@@ -7,11 +7,12 @@ import pytest
 
 from doubles import interleaved, part_of_run
 from rollcast.errors import InputError
+from rollcast.fleet.reading import read_quickly
 from rollcast.records import EventFilter, StreamEvent, StreamEventType, check_events, decode, encode
 from rollcast.stream import StreamingManager
 from rollcast.stream.observer import EncodingObserver
 from rollcast.stream.playback import Playback
-from rollcast.stream.waiting import chunk_of_line, event_of
+from rollcast.stream.waiting import EncodableEvent, event_of
 from rollcast.testing import EventCapture, capture_events
 
 T = StreamEventType
@@ -353,7 +354,7 @@ class Following(Lossless):
 def read(events):
     """As a hub reads them from JSON."""
     lines = [encode(event) for event in events]
-    return [(chunk_of_line(line) or decode(line), line) for line in lines]
+    return [(read_quickly(line) or decode(line), line) for line in lines]
 
 
 async def test_who_loses_nothing_and_encodes_is_given_what_was_read_in_one_piece():
@@ -369,6 +370,30 @@ async def test_who_loses_nothing_and_encodes_is_given_what_was_read_in_one_piece
     assert lines == [None if at == 3 else encode(event) for at, event in enumerate(events)]
     assert len(observer.given) == 1
     assert manager.statistics()[0].delivered == len(events)
+    await manager.aclose()
+
+
+async def test_who_does_not_ask_for_what_was_read_gets_events():
+    """Whole ones, one by one or in batches, whoever else is given them as they were read."""
+
+    class Encoding(EncodingObserver):
+        mode = "lossless"
+
+        def __init__(self):
+            self.given = []
+
+        async def on_encodable(self, events):
+            self.given += events
+
+    events = await recorded()
+    manager, passages, encoding, one_by_one = StreamingManager(), Lossless(), Encoding(), EventCapture()
+    for observer in (passages, encoding, one_by_one):
+        manager.add_observer(observer)
+    manager.relay_read(read(events))
+    await manager.drain()
+    assert any(isinstance(event, EncodableEvent) for given, _ in passages.given for event in given)
+    assert not any(isinstance(event, EncodableEvent) for event in encoding.given)
+    assert [event_of(event) for event in encoding.given] == one_by_one.events == events
     await manager.aclose()
 
 
