@@ -15,7 +15,8 @@ from rollcast.records import EventFilter
 from rollcast.records.codec import decode_unchecked, encode_lines
 from rollcast.serve import ServerSettings, WebSocketStreamingServer
 from rollcast.serve.access import Grant
-from rollcast.serve.producing import FRAME_EVENTS, publish_frame
+from rollcast.serve.hub_observer import GATHER_S
+from rollcast.serve.producing import publish_frame
 from rollcast.serve.protocol import (
     Hello,
     Publish,
@@ -26,6 +27,7 @@ from rollcast.serve.protocol import (
     decode_client_frame,
 )
 from rollcast.stream import StreamingManager
+from rollcast.stream.merging import tokens_together
 from rollcast.stream.observer import EncodingObserver
 from rollcast.stream.waiting import Encodable, chunk_of_line
 from rollcast.testing.load import Load, play_load
@@ -33,6 +35,7 @@ from rollcast.testing.load import Load, play_load
 __all__ = ["intake"]
 
 SOURCE, EPOCH = "one", "1"
+EVENTS_PER_S = 5_000
 STAGES = {
     "frame": "its message is taken apart",
     "intake": "read and checked",
@@ -41,14 +44,14 @@ STAGES = {
 }
 
 
-class _Lines(EncodingObserver):
-    """Keeps the JSON of each event, as a producer sends it."""
+class _Events(EncodingObserver):
+    """Keeps all events."""
 
     def __init__(self) -> None:
-        self.lines: list[bytes] = []
+        self.events: list[Encodable] = []
 
     async def on_encodable(self, events: Sequence[Encodable]) -> None:
-        self.lines += encode_lines(events).split(b"\n")[:-1]
+        self.events += events
 
 
 class _Peer:
@@ -99,17 +102,18 @@ def intake(load: dict[str, Any], *, quick: bool) -> Iterator[Figure]:
 
 
 async def _messages(load: Load) -> tuple[list[str], int]:
-    """The `publish` messages of a producer that plays this load, and how many events they have."""
-    manager, observer = StreamingManager(source=SOURCE, publish=False), _Lines()
+    """The `publish` messages of a producer that plays this load, one for each time that it gathers, and how many events it emitted."""
+    manager, observer = StreamingManager(source=SOURCE, publish=False), _Events()
     observer.mode = "lossless"
     manager.add_observer(observer)
     await play_load(manager, load)
     await manager.aclose()
-    lines, size = observer.lines, FRAME_EVENTS // 2  # about what comes within one wait of a producer
-    frames = [
-        publish_frame(at + 1, b",".join(lines[at : at + size])).decode() for at in range(0, len(lines), size)
-    ]
-    return frames, len(lines)
+    events, at_once, number, frames = observer.events, round(GATHER_S * EVENTS_PER_S), 1, []
+    for at in range(0, len(events), at_once):
+        lines = encode_lines(tokens_together(events[at : at + at_once])).split(b"\n")[:-1]
+        frames.append(publish_frame(number, b",".join(lines)).decode())
+        number += len(lines)
+    return frames, len(events)
 
 
 async def _taken(messages: Sequence[str]) -> dict[str, float]:
