@@ -191,8 +191,9 @@ def test_a_token_that_cannot_be_kept_is_said(tmp_path, capsys):
 class Served:
     """What links are made of."""
 
-    def __init__(self, url="http://localhost:8765/", host="localhost", port=8765):
-        self.page_url, self.host, self.port = url, host, port
+    def __init__(self, name="localhost", host="localhost", port=8765, hosts=()):
+        self.url, self.host, self.port = f"ws://{name}:{port}", host, port
+        self.page_url, self.settings = f"http://{name}:{port}/", ServerSettings(hosts=hosts)
 
 
 @pytest.fixture
@@ -227,9 +228,16 @@ def test_how_to_forward_the_port_is_told_to_those_who_are_elsewhere(monkeypatch,
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.setattr("sys.platform", "linux")
     assert link_lines(Served(), "t")[-1:] == expected
-    assert forward_lines(Served("http://gpu-7:8765/", "0.0.0.0")) == []
+    assert forward_lines(Served("gpu-7", "0.0.0.0", hosts=("gpu-7",))) == []
     monkeypatch.setattr("sys.platform", "darwin")
     assert forward_lines(Served()) == []
+
+
+def test_the_address_for_other_machines_is_told(at_a_desktop):
+    """If the server listens on all of this one's addresses, and nobody said by what name others know it."""
+    expected = [f"from other machines: http://{socket.gethostname()}:8765/, with the same token"]
+    assert link_lines(Served(host="0.0.0.0"), "t")[2:] == expected
+    assert forward_lines(Served("192.0.2.7", "192.0.2.7")) == []
 
 
 def test_a_token_is_quoted_in_a_link(at_a_desktop):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rollcast.cli.kept_token import MadeToken, made_token
 from rollcast.cli.output import Output
-from rollcast.cli.page_links import forward_lines, page_link
+from rollcast.cli.page_links import forward_lines, page_link, url_elsewhere
 from rollcast.cli.recording import Recording, RunRecord, record_directory, record_for
 from rollcast.cli.signals import ending_on_signals
 from rollcast.cli.standard_error import warn
@@ -189,17 +188,9 @@ def _lines(server: WebSocketStreamingServer, options: HubOptions, made: MadeToke
         shown,
         *forward_lines(server),
         "in the environment of each process that is to be seen here:",
-        f"  ROLLCAST_HUB={_address(server, options)}",
+        f"  ROLLCAST_HUB={url_elsewhere(server)}",
         f"  ROLLCAST_HUB_TOKEN={publishes}{which}",
     ]
     if is_loopback(server.host):
         lines.append("only processes of this machine reach it; --host 0.0.0.0 lets others in")
     return lines
-
-
-def _address(server: WebSocketStreamingServer, options: HubOptions) -> str:
-    """The address for producers: on every address of the machine, it is that of its name."""
-    if options.host in ("0.0.0.0", "::") and not options.host_names:  # noqa: S104  (shown, not listened on)
-        scheme = server.url.partition(":")[0]
-        return f"{scheme}://{socket.gethostname()}:{server.port}"
-    return server.url

@@ -11,7 +11,7 @@ from urllib.parse import quote
 if TYPE_CHECKING:
     from rollcast.serve import WebSocketStreamingServer
 
-__all__ = ["forward_lines", "has_display", "link_lines", "page_link"]
+__all__ = ["forward_lines", "has_display", "link_lines", "page_link", "url_elsewhere"]
 
 
 def page_link(server: WebSocketStreamingServer, token: str | None) -> str:
@@ -34,13 +34,22 @@ def link_lines(server: WebSocketStreamingServer, made: str | None) -> list[str]:
 
 
 def forward_lines(server: WebSocketStreamingServer) -> list[str]:
-    """How to reach a page on loopback from the machine that one sits at; nothing if that is this one."""
+    """How to reach a page from the machine that one sits at; nothing if that is this one, or if the link is the same there."""
     from rollcast.serve.access import is_loopback  # noqa: PLC0415  (most commands do not serve)
 
+    if (url := url_elsewhere(server)) != server.url:
+        return [f"from other machines: http{url.removeprefix('ws')}/, with the same token"]
     if not is_loopback(server.host) or (has_display() and "SSH_CONNECTION" not in os.environ):
         return []
     port = server.port
     return [f"from your machine: ssh -L {port}:localhost:{port} {socket.gethostname()}"]
+
+
+def url_elsewhere(server: WebSocketStreamingServer) -> str:
+    """The server's address for other machines: with this one's name if it listens on each of its addresses and nobody said a name."""
+    if server.host in ("", "0.0.0.0", "::") and not server.settings.hosts:  # noqa: S104  (shown, not listened on)
+        return f"{server.url.partition(':')[0]}://{socket.gethostname()}:{server.port}"
+    return server.url
 
 
 def has_display() -> bool:
