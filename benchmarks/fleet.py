@@ -196,7 +196,7 @@ def _viewers(quick: bool) -> Iterator[Figure]:
     def trial(viewers: int, *, recorded: bool) -> Callable[[], dict[str, Any]]:
         def watched() -> dict[str, Any]:
             with tempfile.TemporaryDirectory(prefix="rollcast-hub-") as folder:
-                return _one_producer(viewers, seconds, folder if recorded else None)
+                return _one_producer(_hub(record=folder if recorded else None), viewers, seconds)
 
         return watched
 
@@ -204,6 +204,7 @@ def _viewers(quick: bool) -> Iterator[Figure]:
         "one": trial(1, recorded=False),
         "many": trial(many, recorded=False),
         "recorded": trial(many, recorded=True),
+        "bare": lambda: _one_producer(Helper("benchmarks.fleet_bare"), many, seconds),
     }
     results = paired(trials, rounds)
     title = f"fleet: one producer, 5,000 events/s to {many} viewers"
@@ -219,15 +220,19 @@ def _viewers(quick: bool) -> Iterator[Figure]:
         yield figure(f"{title}{words}: the hub, an event and viewer", cost, "µs", "<= 0.25")
     alone = [result["cpu"] / result["events"] * 1e6 for result in results["one"]]
     yield figure("fleet: one producer, 5,000 events/s to one viewer: the hub, an event", alone, "µs")
+    bare = [result["cpu"] / result["events"] / many * 1e6 for result in results["bare"]]
+    yield figure(f"{title}: reference: the same messages passed on, none looked at", bare, "µs")
+    whole = [result["cpu"] / result["events"] / many * 1e6 for result in results["many"]]
+    yield figure(f"{title}: the hub / the reference", ratios(whole, bare), "×")
     pairs = zip(results["many"], results["one"], strict=True)
     more = [(a["cpu"] / a["events"] - b["cpu"] / b["events"]) / (many - 1) * 1e6 for a, b in pairs]
     yield figure(f"{title}: what each further viewer adds, an event", more, "µs")
 
 
-def _one_producer(viewers: int, seconds: float, record: str | None) -> dict[str, Any]:
+def _one_producer(started: Helper, viewers: int, seconds: float) -> dict[str, Any]:
     """One producer plays the usual load to a hub with viewers, one in ten of which is audited."""
     with (
-        _hub(record=record) as hub,
+        started as hub,
         _runner(hub) as runner,
         _audience(hub, viewers, filters=None, audited=10) as seen,
     ):
