@@ -218,3 +218,34 @@ def test_what_is_read_quickly_is_the_whole_event():
         told = told | {"data": told["data"] | {"further": 1}}
         assert read_quickly(msgspec.json.encode(told)) is None
     assert kinds >= set(KINDS)
+
+
+@pytest.mark.parametrize(
+    "number", ["0", "-0", "1", "2.0", "9007199254740993", "1e3", "1" * 30, "-" + "1" * 30]
+)
+def test_a_number_stays_as_it_was_written(number):
+    """Whoever is given the event, and writes it down, has what the usual way gives: a whole number stays whole in a field of any number."""
+    fields = {"ttft_s": "TTFT", "duration_s": "TOOK", "logprobs": ["LOGPROB"], "dt_ms": ["DT"]}
+    line = msgspec.json.encode(event("llm_generation_end", 4, "a", step=1, **SPOKEN, **fields))
+    for field in (b"TTFT", b"TOOK", b"DT", b"LOGPROB"):
+        line = line.replace(b'"%s"' % field, number.encode())
+    event_read = event_of(read_quickly(line) or decode(line))
+    assert repr(event_read.data) == repr(decode(line).data)
+
+
+def nested(depth):
+    """A reward whose metrics nest so deeply."""
+    line = msgspec.json.encode(event("reward", 2, "a", reward=1.0, metrics={"odd": 0}))
+    return line.replace(b'{"odd":0}', b'{"odd":' + b"[" * depth + b"]" * depth + b"}")
+
+
+def called_deeply(calls, call):
+    """What the call gives, within so many others."""
+    return call() if calls == 0 else called_deeply(calls - 1, call)
+
+
+def test_an_event_that_could_be_read_can_be_made_anywhere():
+    """Also where so many calls are open that what nests as deeply as it does could not be copied."""
+    depth = next(depth for depth in range(1000, 0, -10) if read_quickly(nested(depth)))
+    read = read_quickly(nested(depth))
+    assert called_deeply(50, read.event).data == read.event().data

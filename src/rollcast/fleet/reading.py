@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NotRequired, Union, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, NotRequired, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -22,6 +23,8 @@ KINDS = (
     T.REWARD,
     T.CHAIN_END,
 )
+# What is written as a whole number stays one. `decode` looks at those that are too large for this.
+_NUMBER = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | float
 
 
 def _data_of(kind: StreamEventType) -> type[msgspec.Struct]:
@@ -29,11 +32,21 @@ def _data_of(kind: StreamEventType) -> type[msgspec.Struct]:
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
     for name, hint in get_type_hints(PAYLOADS[kind], include_extras=True).items():
         if get_origin(hint) is NotRequired:
-            fields.append((name, get_args(hint)[0] | msgspec.UnsetType, msgspec.UNSET))
+            fields.append((name, _as_written(get_args(hint)[0]) | msgspec.UnsetType, msgspec.UNSET))
         else:
-            fields.append((name, hint))
+            fields.append((name, _as_written(hint)))
     required_first = sorted(fields, key=len)
     return msgspec.defstruct(f"_Data_{kind.value}", required_first, forbid_unknown_fields=True, gc=False)
+
+
+def _as_written(hint: Any) -> Any:
+    """The type of a field for which a whole number does not become a float, so that the event has it as `decode` gives it."""
+    if get_origin(hint) is list:
+        (of_each,) = get_args(hint)
+        return list[_as_written(of_each)]  # type: ignore[misc]  # it is a type
+    if isinstance(hint, UnionType):
+        return Union[tuple(map(_as_written, get_args(hint)))]  # noqa: UP007  (as below)
+    return _NUMBER if hint is float else hint
 
 
 def _event_of(kind: StreamEventType) -> type[EncodableEvent]:

@@ -211,10 +211,12 @@ class EncodableEvent(msgspec.Struct, gc=False):
     source: str
 
     def event(self) -> StreamEvent:
-        """The event, made anew."""
+        """The event, made anew. It shares what is within its data: to copy that raises `RecursionError` if it nests too deeply."""
+        data = {
+            name: value for name, value in msgspec.structs.asdict(self.data).items() if value is not UNSET
+        }
         return StreamEvent(
-            self.event_type, self.chain_id, self.timestamp, msgspec.to_builtins(self.data), self.step, self.depth, self.seq, self.run_id,
-            self.group_id, self.source,
+            self.event_type, self.chain_id, self.timestamp, data, self.step, self.depth, self.seq, self.run_id, self.group_id, self.source
         )  # fmt: skip
 
 
