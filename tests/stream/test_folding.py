@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rollcast.records import StreamEvent, StreamEventType, encode
+from rollcast.errors import DecodeError
+from rollcast.records import StreamEvent, StreamEventType, decode, encode
 from rollcast.records.view import ChainView
 from rollcast.stream import StreamingManager
 from rollcast.stream.folding import FOLD_BYTES, FoldedChain
@@ -156,6 +157,33 @@ def test_a_long_chain_is_folded():
     events = life(turns=60)
     assert sum(len(encode(each)) for each in events if each.event_type is not CHUNK) > FOLD_BYTES
     assert told(folded(events).view()) == told(viewed(events))
+
+
+def called_deeply(calls, call):
+    """What the call gives, within so many others."""
+    return call() if calls == 0 else called_deeply(calls - 1, call)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_event_that_could_just_be_read_shuts_nobody_out(beside):
+    """Who joins later, where more calls are open, is shown the chain although it nests so deeply; also in a field of a later version."""
+
+    def reward(depth):
+        line = encode(event(T.REWARD, 2, {"reward": 1.0, "metrics": {} if beside else {"odd": "?"}}))
+        line = line[:-1] + b',"further":"?"}' if beside else line
+        return line.replace(b'"?"', b"[" * depth + b"]" * depth)
+
+    def readable(depth):
+        try:
+            return decode(reward(depth))
+        except DecodeError:
+            return None
+
+    line = next(reward(depth) for depth in range(1000, 0, -10) if readable(depth))
+    chain = FoldedChain(LIFE[0])
+    chain.note(LIFE[0], encode(LIFE[0]))
+    chain.note(decode(line), line)
+    assert called_deeply(60, chain.view).reward == 1.0
 
 
 def test_what_has_something_open():

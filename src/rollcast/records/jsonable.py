@@ -32,6 +32,7 @@ __all__ = [
     "bounded_row",
     "described",
     "detached",
+    "may_nest_deeply",
     "nests_deeply",
     "object_or_text",
     "plain_scalar",
@@ -46,6 +47,7 @@ JSON_ERRORS = (
     RecursionError,
 )  # what `msgspec.json.decode` raises for bytes or text
 DEPTH_LIMIT = 64  # less than JSON readers can take
+SHALLOW_BYTES = 400  # an event with less JSON cannot nest deeply; most tokens have less
 QUICK_DEPTH = 3  # how deep the quick check looks: an event's data, a list of messages, a message
 QUICK_LENGTH = 32  # so that the quick check stays quick for lists that contain each other many times over
 CONTAINERS_LIMIT = 100_000  # in one value: lists that contain each other many times over grow without end
@@ -91,6 +93,11 @@ def detached(value: Any) -> Any:
     if _CONTAINERS.isdisjoint(map(type, value)):  # such as token ids
         return value[:]
     return [detached(item) for item in value]
+
+
+def may_nest_deeply(data: bytes) -> bool:
+    """Whether `nests_deeply` may be true of an event with this JSON; most have too little of it."""
+    return len(data) >= SHALLOW_BYTES and data.count(b"[") + data.count(b"{") > DEPTH_LIMIT
 
 
 def nests_deeply(value: Any) -> bool:

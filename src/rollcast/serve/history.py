@@ -19,7 +19,7 @@ from rollcast.errors import DecodeError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
 from rollcast.records.codec import decode_unchecked, encode_described, encode_lines, one_line_json
 from rollcast.records.event import ExtendedEvent
-from rollcast.records.jsonable import DEPTH_LIMIT, as_json, nests_deeply
+from rollcast.records.jsonable import SHALLOW_BYTES, as_json, may_nest_deeply, nests_deeply
 from rollcast.records.lanes import Lane
 from rollcast.records.secrets import Masker
 from rollcast.stream.waiting import EncodableChunk, Relayed, event_of
@@ -29,7 +29,6 @@ __all__ = ["WITHIN", "Entry", "History", "Place", "Selector", "Selectors"]
 T = StreamEventType
 CHUNK = T.LLM_GENERATION_CHUNK
 ENTRY_BYTES = 160  # memory of an entry besides its JSON
-SHALLOW_BYTES = 400  # an event with less JSON cannot nest deeply; most tokens have less
 ENCODED_AT_ONCE = 64  # events; this many are in memory twice for a moment
 WITHIN = ".within"  # ends a cursor in the middle of snapshots
 MAX_PLACES = 65536
@@ -344,7 +343,7 @@ def _all_as_read(events: Sequence[Relayed], read: Lines) -> list[bytes]:
         lines = [encoded(event) if _is_foreign(line) else line for event, line in pairs]
     for at in [at for at, line in enumerate(lines) if len(line) >= SHALLOW_BYTES]:
         event = events[at]
-        if not isinstance(event, EncodableChunk) and _may_nest(lines[at]):  # a token cannot
+        if not isinstance(event, EncodableChunk) and may_nest_deeply(lines[at]):  # a token cannot
             lines[at] = _shallow(event_of(event), lines[at])
     return lines
 
@@ -393,17 +392,12 @@ def encoded(item: Relayed) -> bytes:
     return _shallow(event, encode_described(event))
 
 
-def _may_nest(data: bytes) -> bool:
-    """Whether the JSON may nest too deeply."""
-    return len(data) >= SHALLOW_BYTES and data.count(b"[") + data.count(b"{") > DEPTH_LIMIT
-
-
 def _shallow(event: StreamEvent, data: bytes) -> bytes:
     """The event's JSON `data`, unless it nests so deeply that the server or a client might not be able to decode it.
 
     Events of this process never do (`as_json`); a relayed one may.
     """
-    if not _may_nest(data):
+    if not may_nest_deeply(data):
         return data
     beyond = event.beyond if isinstance(event, ExtendedEvent) else {}
     if not nests_deeply(event.data) and not nests_deeply(beyond):

@@ -10,6 +10,7 @@ import sys
 
 from rollcast.records import StreamEvent, StreamEventType, encode
 from rollcast.records.codec import decode_unchecked
+from rollcast.records.jsonable import may_nest_deeply, nests_deeply
 from rollcast.records.view import ChainView
 from rollcast.records.view_parts import count_of
 from rollcast.stream.waiting import ChunkData, EncodableChunk, EncodableEvent, event_of
@@ -64,8 +65,11 @@ class FoldedChain:
         self._seq = -1  # of the latest line; others are older, or come twice
 
     def note(self, event: StreamEvent | EncodableEvent, line: bytes | None) -> None:
-        """Take the next event; `line`: its JSON, if somebody has it. Without it the view is made at once."""
-        if line is None:
+        """Take the next event; `line`: its JSON, if somebody has it. Without it the view is made at once.
+
+        So it is if the event nests deeply: where the view is made later, so many calls may be open that it could not be read again.
+        """
+        if line is None or (may_nest_deeply(line) and nests_deeply(event_of(event).to_dict())):
             self._fold().apply(event_of(event))
             self._chunks, self._seq = None, max(self._seq, event.seq)
             self.has_part = True
