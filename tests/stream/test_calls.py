@@ -6,10 +6,10 @@ import threading
 import pytest
 
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.stream import StreamObserver
+from rollcast.stream import StreamObserver, calls
 from rollcast.stream.calls import TURN, TURN_ALONE, Calls
 from rollcast.stream.delivery import Delivery
-from rollcast.stream.observer import EncodingObserver
+from rollcast.stream.observer import EncodingObserver, overrides_on_chain_closed
 from rollcast.stream.queue import Control
 
 
@@ -66,11 +66,11 @@ def delivery_of(items, *, threaded=False, encodes=False):
 async def given(observer, text):
     """Hand this over until it is done or interrupted; returns which of it was begun."""
     delivery, items = delivery_of(waiting(text))
-    calls = Calls(observer, delivery, lambda *_: None)
+    caller = Calls(observer, delivery, lambda *_: None)
 
     async def deliver():
-        calls.task = asyncio.current_task()
-        await calls.deliver(items)
+        caller.task = asyncio.current_task()
+        await caller.deliver(items)
 
     await asyncio.wait([asyncio.create_task(deliver())])
     return text[: delivery.begun]
@@ -92,6 +92,36 @@ async def test_a_chain_that_closes_parts_only_the_batches_of_those_who_want_to_k
     watching = observer()
     assert await given(watching, TEXT) == TEXT
     assert watching.given == batches
+
+
+async def test_an_observer_that_gets_the_hook_in_a_call_is_told_from_then_on():
+    """Whether it has the hook is looked up once for all chains that close between two of its calls."""
+    watching = Batches()
+
+    async def tell(_run_id, _chain_id):
+        watching.given.append("|")
+
+    async def on_run_opened(_run_id):
+        watching.on_chain_closed = tell
+
+    watching.on_run_opened = on_run_opened
+    assert await given(watching, "a|b|c(d|e|") == "a|b|c(d|e|"
+    assert watching.given == ["abc", "d", "|", "e", "|"]
+
+
+def test_looking_for_the_hook_costs_little(monkeypatch):
+    """It takes longer than a call: an observer that has it is not asked again, and any other once between two of its calls."""
+    asked = []
+
+    def overrides(observer):
+        asked.append(observer)
+        return overrides_on_chain_closed(observer)
+
+    monkeypatch.setattr(calls, "overrides_on_chain_closed", overrides)
+    for observer, most in ((Following(), 1), (Batches(), 3)):
+        asked.clear()
+        asyncio.run(given(observer, "a|b|c(d|e||"))
+        assert len(asked) == most
 
 
 @pytest.mark.parametrize("observer", [Batches, Following, OneByOne])

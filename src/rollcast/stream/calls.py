@@ -67,6 +67,8 @@ class Calls:
         self.failures_in_a_row = 0
         self._report = report
         self._batched = overrides_on_batch(observer)
+        # Whether it may not matter to the observer when a chain has closed, nor which events came before.
+        self._may_ignore_closings = self._batched and not overrides_on_chain_closed(observer)
         self._suspect = False  # the observer took long once
         self._waits = 0  # how many calls in a row took long since
         self._least_s = ALONE_S if delivery.threaded else 0.0
@@ -92,14 +94,19 @@ class Calls:
         events: list[Encodable] = []
         taken: Callable[[Event], Encodable] = encodable_of if self.delivery.encodes else event_of
         passed_over = 0  # hooks that would do nothing: the events before and after them are one batch
+        has_hook: bool | None = None  # None: not known
         for item in items:
             if type(item) is not Control and type(item) is not Passage:
                 events.append(taken(item))
                 if len(events) < self._most:
                     continue
-            elif type(item) is Control and item.kind == "chain_closed" and self._ignores_closings():
-                passed_over += 1
-                continue
+            elif type(item) is Control and item.kind == "chain_closed" and self._may_ignore_closings:
+                if has_hook is None:  # to find that out takes longer than a call
+                    has_hook = overrides_on_chain_closed(self.observer)
+                if not has_hook:
+                    passed_over += 1
+                    continue
+            has_hook = None  # whoever is called may change that
             batch, events = events, []
             self.delivery.begun += passed_over
             passed_over = 0
@@ -113,10 +120,6 @@ class Calls:
         self.delivery.begun += passed_over
         if events:
             await self._hand_over(events)
-
-    def _ignores_closings(self) -> bool:
-        """Whether it does not matter to the observer when a chain has closed, nor which events came before."""
-        return self._batched and not overrides_on_chain_closed(self.observer)
 
     async def _hand_over(self, events: Sequence[Relayed], passage: Passage | None = None) -> None:
         """Give the observer these events; only one that takes `on_encodable` is given an `EncodableChunk`.
