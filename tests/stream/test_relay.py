@@ -432,6 +432,19 @@ async def test_what_was_read_waits_as_so_many_events():
     await manager.aclose()
 
 
+async def test_what_was_read_is_counted_as_it_waits(monkeypatch):
+    """No event is made for the numbers: many may wait, and the lock is held meanwhile."""
+    events = await recorded()
+    manager, observer = StreamingManager(), Lossless()
+    manager.add_observer(observer)
+    manager.relay_read(read(events))
+    with monkeypatch.context() as patch:
+        patch.setattr(EncodableEvent, "event", lambda _: pytest.fail("an event is made"))
+        assert manager.statistics()[0].queued == len(events)
+    await manager.aclose()
+    assert sum(len(given) for given, _ in observer.given) == len(events)
+
+
 @pytest.mark.parametrize("later", [False, True])
 async def test_what_was_read_passes_a_filter_of_the_readers_own(later):
     """Event by event, as its code wants; also if it has that filter only since the events wait."""

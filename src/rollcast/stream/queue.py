@@ -627,14 +627,20 @@ class EventQueue:
         ]
 
     @property
-    def waiting(self) -> list[Event]:
-        """The waiting events."""
+    def waiting(self) -> list[Event | Relayed]:
+        """The waiting events, as they wait."""
         return events_of(self.items)
 
 
-def events_of(items: Iterable[Item]) -> list[Event]:
-    """The events among the items, also those in passages."""
-    return [item for item in single(items) if not isinstance(item, Control)]
+def events_of(items: Iterable[Item]) -> list[Event | Relayed]:
+    """The events among the items, also those in passages, as they wait: none is made."""
+    events: list[Event | Relayed] = []
+    for item in items:
+        if isinstance(item, Passage):
+            events += item.events
+        elif not isinstance(item, Control):
+            events.append(item)
+    return events
 
 
 def single(items: Iterable[Item]) -> list[Single]:
