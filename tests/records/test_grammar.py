@@ -78,6 +78,19 @@ def test_merged_chunks_pass():
     assert len(events) == 18
 
 
+def test_an_offset_of_more_digits_than_python_writes_is_refused_in_words():
+    """JSON may have 4,300 of them, and the text that follows there makes it one more."""
+    far = {"content": "ab", "offset": 10**4300 - 1, "from_seq": 3}
+    with pytest.raises(GrammarError, match="more than 2\\*\\*53 characters came before"):
+        check_events(
+            stream(
+                *CHAIN[:3],
+                (T.LLM_GENERATION_CHUNK, far, 1),
+                (T.LLM_GENERATION_CHUNK, {"content": "c", "offset": 2}, 1),
+            )
+        )
+
+
 def test_after_a_gap_snapshots_open_chains_again():
     """A gap forgets what was open; a snapshot opens it in the middle."""
     checker = GrammarChecker()

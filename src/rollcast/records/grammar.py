@@ -328,9 +328,9 @@ def _chunk(chain: _Chain, event: StreamEvent) -> None:
     data = event.data
     if data["offset"] != chain.chars:
         if "from_seq" not in data or data["offset"] < chain.chars:
-            raise _error(
-                event, f"its offset is {data['offset']}, and {chain.chars} characters came before it"
-            )
+            # Python writes only 4,300 digits of a number, and an offset may have as many.
+            came = chain.chars if chain.chars <= 1 << 53 else "more than 2**53"
+            raise _error(event, f"its offset is {data['offset']}, and {came} characters came before it")
         chain.text = None
     chain.chars = data["offset"] + len(data["content"])
     if chain.text is _NO_TEXT:
