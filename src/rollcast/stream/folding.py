@@ -10,7 +10,7 @@ import sys
 
 from rollcast.records import StreamEvent, StreamEventType, encode
 from rollcast.records.codec import decode_unchecked
-from rollcast.records.jsonable import may_nest_deeply, nests_deeply
+from rollcast.records.jsonable import SHALLOW_BYTES, may_nest_deeply, nests_deeply
 from rollcast.records.view import ChainView
 from rollcast.records.view_parts import count_of
 from rollcast.stream.waiting import ChunkData, EncodableChunk, EncodableEvent, event_of
@@ -24,6 +24,9 @@ FOLD_CHARS = 32 << 10  # of an open generation
 _PLAIN = frozenset(("content", "offset", "token_ids", "logprobs"))
 GENERATION_START = T.LLM_GENERATION_START
 _CLEAR = frozenset((GENERATION_START, GENERATION_END))  # nothing else is open then
+_FLAT = frozenset(
+    (GENERATION_END, T.TOOL_OBSERVATION, T.TOOL_CALL_END)
+)  # in the fields of these nothing nests
 _PARTIAL = frozenset((CHUNK, T.TOOL_OBSERVATION, T.CHAIN_SNAPSHOT))
 
 
@@ -69,7 +72,7 @@ class FoldedChain:
 
         So it is if the event nests deeply: where the view is made later, so many calls may be open that it could not be read again.
         """
-        if line is None or (may_nest_deeply(line) and nests_deeply(event_of(event).to_dict())):
+        if line is None or (len(line) >= SHALLOW_BYTES and _nests_deeply(event, line)):
             self._fold().apply(event_of(event))
             self._chunks, self._seq = None, max(self._seq, event.seq)
             self.has_part = True
@@ -160,6 +163,12 @@ class FoldedChain:
         if self._chunks:
             view.apply(_joined(self._chunks))
         return view
+
+
+def _nests_deeply(event: StreamEvent | EncodableEvent, line: bytes) -> bool:
+    if isinstance(event, EncodableEvent) and event.event_type in _FLAT:
+        return False
+    return may_nest_deeply(line) and nests_deeply(event_of(event).to_dict())
 
 
 def _joined(chunks: list[StreamEvent | EncodableChunk]) -> StreamEvent:
