@@ -8,7 +8,7 @@ from typing import Annotated, Any, NotRequired, Union, get_args, get_origin, get
 import msgspec
 
 from rollcast.records import PAYLOADS, StreamEventType
-from rollcast.stream.waiting import EncodableChunk, EncodableEvent, chunk_of_line
+from rollcast.stream.waiting import CHUNK_JSON, EncodableChunk, EncodableEvent, chunk_of_line
 
 __all__ = ["KINDS", "read_quickly"]
 
@@ -63,7 +63,6 @@ def _event_of(kind: StreamEventType) -> type[EncodableEvent]:
 
 
 _decoder = msgspec.json.Decoder(Union[tuple(map(_event_of, KINDS))])  # noqa: UP007  (the types are not known to a checker)
-_CHUNK_JSON = b'{"event_type":"llm_generation_chunk",'
 
 
 def read_quickly(line: bytes) -> EncodableChunk | EncodableEvent | None:
@@ -73,7 +72,7 @@ def read_quickly(line: bytes) -> EncodableChunk | EncodableEvent | None:
         None if it is of another type than tokens and `KINDS`, has fields that this version does not know, or is no event: then
         `decode` says which.
     """
-    if line.startswith(_CHUNK_JSON):
+    if line.startswith(CHUNK_JSON):
         return chunk_of_line(line)
     try:
         event: EncodableEvent = _decoder.decode(line)

@@ -18,6 +18,7 @@ from msgspec import UNSET, UnsetType
 from rollcast.records import StreamEvent, StreamEventType
 
 __all__ = [
+    "CHUNK_JSON",
     "ChunkData",
     "Encodable",
     "EncodableChunk",
@@ -221,13 +222,13 @@ class EncodableEvent(msgspec.Struct, gc=False):
 
 
 _decoder = msgspec.json.Decoder(EncodableChunk)
-_CHUNK_JSON = b'{"event_type":"llm_generation_chunk",'
+CHUNK_JSON = b'{"event_type":"llm_generation_chunk",'
 _IDS, _LOGPROBS = b'"token_ids"', b'"logprobs"'  # within a text the quotes would be escaped
 
 
 def chunk_of_line(line: bytes) -> EncodableChunk | None:
     """The chunk that a line of JSON describes, as `encode` writes it and with its usual fields; None for any other line."""
-    if not line.startswith(_CHUNK_JSON):
+    if not line.startswith(CHUNK_JSON):
         return None
     try:
         chunk = _decoder.decode(line)
