@@ -845,6 +845,7 @@ async def test_a_lossless_record_holds_the_run_up(tmp_path, monkeypatch, until, 
         append(log, data, lines)
 
     monkeypatch.setattr(LineLog, "append", slow)
+    monkeypatch.setattr("rollcast.archive.worker._SOON", 16)  # otherwise it holds nobody up before
     monkeypatch.setattr("rollcast.archive.worker._FULL_EVENTS", 16)
     observer = ArchiveObserver(tmp_path / "r", level="tokens", lossless=True)
     observer.queue_limit_bytes = 0

@@ -204,12 +204,17 @@ def test_a_huge_call_is_bounded():
 
 def test_the_cost_is_linear():
     """A long text, fed in single characters, costs processor time in proportion to its length."""
-    begin = time.thread_time()
-    turn = hermes.incremental()
-    for _ in range(300_000):
-        turn.feed("<")
-    turn.feed("<tool_call>")
-    for _ in range(300_000):
-        turn.feed("<")
-    turn.close()
-    assert time.thread_time() - begin < 10
+
+    def cost(length):
+        begin = time.thread_time()
+        turn = hermes.incremental()
+        for _ in range(length):
+            turn.feed("<")
+        turn.feed("<tool_call>")
+        for _ in range(length):
+            turn.feed("<")
+        turn.close()
+        return time.thread_time() - begin
+
+    short, long = (min(cost(length) for _ in range(3)) for length in (5_000, 80_000))
+    assert long < 4 * 16 * short  # if each character cost as much as all before it: 256 times

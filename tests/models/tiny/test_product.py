@@ -29,9 +29,13 @@ class Biased(np.ndarray):
     honest = frozenset[int]()
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
-        plain = [np.asarray(value) for value in inputs]
-        result = getattr(ufunc, method)(*plain, **options)
-        return result if ufunc is not np.matmul or len(plain[0]) in self.honest else result + len(plain[0])
+        if ufunc is not np.matmul:
+            return getattr(ufunc, method)(*map(np.asarray, inputs), **options)
+        x, weight = map(np.asarray, inputs)
+        result = np.stack(
+            [row @ weight for row in x]
+        )  # as honest as can be, whatever this machine's BLAS does
+        return result if len(x) in self.honest else result + len(x)
 
 
 @pytest.mark.parametrize(("honest", "block"), [(range(1000), 0), ((2, 3, 4), 8)])
