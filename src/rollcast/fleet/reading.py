@@ -69,8 +69,8 @@ def read_quickly(line: bytes) -> EncodableChunk | EncodableEvent | None:
     """The event that a line of JSON describes, with its payload checked against its type.
 
     Returns:
-        None if it is of another type than tokens and `KINDS`, has fields that this version does not know, or is no event: then
-        `decode` says which.
+        None if its type is neither that of tokens nor one of `KINDS`, if it has fields that this version does not know, or if it is no
+        event; `decode` says which.
     """
     if line.startswith(CHUNK_JSON):
         return chunk_of_line(line)
