@@ -267,6 +267,10 @@ async def test_an_event_that_is_wrong(hub, wrong):
         await producer.acked(5)
         await honest.has("chain_end", run_id="r", chain_id="chain_0")
         await honest.has("run_end", run_id="r")
+        row = await row_of(hub, "w")
+        assert row["connected"]
+        carried, refused = row["events"] - 4, sum(row["refused"].values())
+        assert (carried, refused) in {(1, 0), (0, 1), (1, 1)}  # the last: a `gap` stands for it
 
 
 BROKEN_GRAMMAR = {
@@ -339,6 +343,10 @@ async def test_frames_that_are_mutated(hub):
                 await producer.socket.send("".join(text))
                 with suppress(ConnectionClosed):
                     await producer.hear("ack", "error")
+        async with producing(hub.server.url) as producer:  # the hub takes what is right as before
+            await producer.publish(1, *RUN)
+            await producer.acked(len(RUN))
+            assert (await row_of(hub, "w"))["events"] == len(RUN)
 
 
 # -- too much --------------------------------------------------------------------------------------------------------------
@@ -412,6 +420,7 @@ async def test_a_producer_that_never_reads_its_acks():
                 async with asyncio.timeout(60):
                     while hub.intake.producers.rows()[0]["connected"]:
                         await asyncio.sleep(0.01)
+                assert not hub.intake.producers.rows()[0]["connected"]
                 deaf.transport.abort()
 
 

@@ -311,6 +311,7 @@ def test_runners_die_with_the_process_that_has_them(cluster, tmp_path):
         driver.kill()
         driver.wait()
     wait_for(lambda: not alive(pid))
+    assert not alive(pid)
 
 
 def alive(pid):

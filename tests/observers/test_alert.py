@@ -437,7 +437,7 @@ def test_what_a_command_leaves_behind_is_killed(tmp_path):
 
 
 def test_a_command_that_floods_its_output_or_reads_nothing_holds_up_nothing():
-    """Its output goes nowhere, and the alert waits in the pipe."""
+    """Its output goes nowhere, and the alert waits in the pipe: otherwise `send` would raise, or not return."""
     python(
         "import sys\nfor _ in range(200): sys.stdout.write('x' * 65536); sys.stderr.write('x' * 65536)"
     ).send(b"x" * 32_000)
@@ -793,6 +793,7 @@ while not open({str(pid)!r}).read(): time.sleep(0.01)
         timeout=300,
     )
     states(lambda: not is_running(int(pid.read_text())))
+    assert not is_running(int(pid.read_text()))
 
 
 def test_a_forked_child_sends_nothing():
