@@ -51,9 +51,9 @@ class Running:
 
     def _new_processes(self):
         return [
-            f"the process {pid}: {command}"
+            f"the process {pid}: {command or 'which is only beginning'}"
             for pid, command in child_processes().items()
-            if command and pid not in self.processes
+            if pid not in self.processes
         ]
 
 
@@ -68,18 +68,25 @@ def _place_of(thread):
 
 
 def child_processes():
-    """The command line of each child process, by its pid; empty if it has ended, or is beginning just now.
+    """The command line of each child process that has not ended, by its pid; empty while it is only beginning.
 
-    Systems without Linux's `/proc` do not tell.
+    `Popen` returns a moment before the kernel has put the command line where others can read it. Systems without
+    Linux's `/proc` do not tell.
     """
     found = {}
     threads = Path("/proc/self/task")
     for thread in threads.iterdir() if threads.exists() else ():
         for pid in _content_of(thread / "children").split():
             command = _content_of(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
-            if not any(name in command for name in OF_PYTHON):
+            if not _has_ended(pid) and not any(name in command for name in OF_PYTHON):
                 found[int(pid)] = command
     return found
+
+
+def _has_ended(pid):
+    """Also if nobody has waited for it yet."""
+    after_name = _content_of(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return not after_name or after_name[0] in "ZX"
 
 
 def _content_of(path):

@@ -1,5 +1,6 @@
 """The guard that names a test which leaves something running: see `nothing_left_running` in conftest.py."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -45,8 +46,9 @@ def test_a_thread_that_ends_soon_is_waited_for(monkeypatch):
 def test_a_process_that_is_left_is_named(monkeypatch):
     """Until it has ended, also if nobody has waited for it."""
     before = leftovers.Running()
-    command = [sys.executable, "-c", "import sys; sys.stdin.read()  # is left"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+    command = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()  # is left"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline()  # it runs, so its command line can be read
         (line,) = before.left()
         assert line.startswith(f"the process {process.pid}: ")
         assert "# is left" in line
@@ -54,3 +56,18 @@ def test_a_process_that_is_left_is_named(monkeypatch):
         monkeypatch.setattr(leftovers, "GRACE_S", 60.0)
         process.stdin.close()
         assert before.left() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="child processes are found in /proc")
+def test_a_process_that_is_only_beginning_is_no_ended_one(monkeypatch):
+    """Its command line cannot be read yet: it counts, as new or as one that was there."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        content_of = leftovers._content_of
+        monkeypatch.setattr(
+            leftovers, "_content_of", lambda path: "" if "cmdline" in str(path) else content_of(path)
+        )
+        assert leftovers.child_processes()[process.pid] == ""
+        assert leftovers.Running().left() == []
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it ends, and nobody has waited for it
+        assert process.pid not in leftovers.child_processes()
