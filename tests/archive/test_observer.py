@@ -32,7 +32,7 @@ from rollcast.archive.line_log import AppendedFile, LineLog
 from rollcast.archive.reader import Archive
 from rollcast.archive.segments import segments_in
 from rollcast.archive.writer import _merged, _trajectory_line
-from rollcast.records import Trajectory, Turn, check_events, decode
+from rollcast.records import Trajectory, Turn, check_events, decode, encode_lines
 from rollcast.stream.queue import merged_chunks
 from rollcast.stream.waiting import ChunkData, EncodableChunk, PackedValue, event_of
 from rollcast.testing import ScriptedBackend, capture_events
@@ -819,7 +819,9 @@ def test_merging_many_at_once_gives_what_one_by_one_gives(made, size, encodable)
             )
     ours, theirs, lines, expected_lines = [], [], {}, {}
     for at in range(0, len(events), size):
-        ours += _merged(events[at : at + size], lines)
+        merged = _merged(events[at : at + size], lines)
+        ours += map(event_of, merged)
+        assert encode_lines(merged) == encode_lines(ours[len(theirs) :])
         theirs += merged_one_by_one(events[at : at + size], expected_lines)
         assert {k: v for k, v in lines.items() if v} == {k: v for k, v in expected_lines.items() if v}
     assert ours == theirs

@@ -6,10 +6,14 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rollcast.archive.format import is_full, live_name
 from rollcast.archive.segments import LiveFrames, seal
-from rollcast.records import StreamEvent, Trajectory
+from rollcast.records import Trajectory
+
+if TYPE_CHECKING:
+    from rollcast.stream.waiting import Encodable  # what reads a record needs no stream
 
 __all__ = ["AppendedFile", "LineLog"]
 
@@ -137,7 +141,7 @@ class LineLog:
         self._bytes += len(data)
         self.seal_what_is_left()
 
-    def note(self, data: bytes, about: Sequence[StreamEvent | Trajectory]) -> None:
+    def note(self, data: bytes, about: Sequence[Encodable | Trajectory]) -> None:
         """Note the event or trajectory behind each line of the latest `append`, so that the index can be made without decoding them again."""
         self._frames.add(data, about)
 

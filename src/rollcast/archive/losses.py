@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.view_fields import object_of
+from rollcast.stream.waiting import Encodable, EncodableChunk
 
 __all__ = ["Losses"]
 
@@ -22,6 +24,23 @@ class _Span(msgspec.Struct):
     types: dict[str, int]
     reason: str = ""
 
+    def add(self, events: list[Encodable]) -> None:
+        """Count events in. Those for which a `gap` stands count, and a snapshot does not."""
+        self.to_seq = max(self.to_seq, *[event.seq for event in events])
+        kinds = Counter([event.event_type for event in events])
+        if kinds.pop(T.GAP, 0):
+            for event in events:
+                if event.event_type is T.GAP:
+                    self.add_gap(object_of(event.data))
+        kinds.pop(T.CHAIN_SNAPSHOT, 0)
+        self.add_types(kinds)
+        if T.LLM_GENERATION_CHUNK in kinds:
+            for event in events:
+                if event.event_type is T.LLM_GENERATION_CHUNK:
+                    first = _from_seq(event)
+                    if first.__class__ is int and first < self.from_seq:
+                        self.from_seq = first
+
     def add_gap(self, data: dict[str, Any]) -> None:
         """What a gap stands for."""
         first, last = data.get("from_seq"), data.get("to_seq")
@@ -29,11 +48,17 @@ class _Span(msgspec.Struct):
         self.to_seq = max(self.to_seq, last) if isinstance(last, int) else self.to_seq
         self.add_types(object_of(data.get("dropped")))
 
-    def add_types(self, types: dict[str, Any]) -> None:
+    def add_types(self, types: Mapping[Any, Any]) -> None:
         """So many more events of each type."""
         for kind, count in types.items():
             if isinstance(count, int):
                 self.types[kind] = self.types.get(kind, 0) + count
+
+
+def _from_seq(chunk: Encodable) -> Any:
+    if isinstance(chunk, EncodableChunk):
+        return chunk.from_seq
+    return object_of(chunk.data).get("from_seq")
 
 
 class Losses:
@@ -50,26 +75,17 @@ class Losses:
         """Of events."""
         return sum(sum(span.types.values()) for span in self._runs.values())
 
-    def add(self, events: Iterable[StreamEvent], reason: str = "") -> None:
+    def add(self, events: Iterable[Encodable], reason: str = "") -> None:
         """Count the events in."""
-        span, of = None, ("", "")
+        by_run: dict[tuple[str, str], list[Encodable]] = {}
         for event in events:
-            kind, seq = event.event_type, event.seq
-            if span is None or event.run_id != of[1] or event.source != of[0]:
-                of = (event.source, event.run_id)
-                span = self._runs.get(of)
-                if span is None:
-                    span = self._runs[of] = _Span(seq, seq, {}, reason)
-            if seq > span.to_seq:  # noqa: PLR1730  (a third of what `max` costs)
-                span.to_seq = seq
-            if kind is T.GAP:
-                span.add_gap(object_of(event.data))
-            elif kind is not T.CHAIN_SNAPSHOT:
-                span.types[kind] = span.types.get(kind, 0) + 1
-                data: Any = event.data
-                first = data.get("from_seq", seq) if data.__class__ is dict else seq
-                if first.__class__ is int and first < span.from_seq:
-                    span.from_seq = first
+            by_run.setdefault((event.source, event.run_id), []).append(event)
+        for key, of_run in by_run.items():
+            span = self._runs.get(key)
+            if span is None:
+                first = of_run[0].seq
+                span = self._runs[key] = _Span(first, first, {}, reason)
+            span.add(of_run)
 
     def join(self, other: Losses, reason: str) -> None:
         """What the other counted is lost too."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import re
 import zlib
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from math import isfinite
 from pathlib import Path
-from typing import Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 import msgspec
 
@@ -27,8 +30,11 @@ from rollcast.archive.format import (
     live_name,
     sealed_name,
 )
-from rollcast.records import StreamEvent, StreamEventType, Trajectory
+from rollcast.records import StreamEventType, Trajectory
 from rollcast.records.jsonable import JSON_ERRORS
+
+if TYPE_CHECKING:
+    from rollcast.stream.waiting import Encodable  # what reads a record needs no stream
 
 __all__ = [
     "LiveFrames",
@@ -129,7 +135,7 @@ class LiveFrames:
         self._in_frame: dict[int, None] = {}
         self._lines = 0
 
-    def add(self, data: bytes, about: Sequence[StreamEvent | Trajectory]) -> None:
+    def add(self, data: bytes, about: Sequence[Encodable | Trajectory]) -> None:
         """Note that these lines were appended, one for each event or trajectory."""
         if not self.complete:
             return
@@ -138,36 +144,49 @@ class LiveFrames:
         if len(about) != len(lengths):
             self.complete = False
             return
-        frames, sizes, places = self.frames, self.sizes, self._places
-        for each, length in zip(about, lengths, strict=True):
-            if (
-                not frames or self._lines >= FRAME_LINES or sizes[-1] + length > FRAME_BYTES
-            ):  # as in `frames_of`
-                self._begin_frame()
-            self._lines += 1
-            sizes[-1] += length
-            frame, key = frames[-1], (each.run_id, each.chain_id)
-            frame.last += 1
+        begin, count = 0, len(lengths)
+        while begin < count:
+            if not self.frames or self._lines >= FRAME_LINES or self.sizes[-1] + lengths[begin] > FRAME_BYTES:
+                self._begin_frame()  # as in `frames_of`
+            end = min(begin + FRAME_LINES - self._lines, count)
+            size = sum(lengths[begin:end])
+            if self.sizes[-1] + size > FRAME_BYTES:
+                room = FRAME_BYTES - self.sizes[-1]
+                fit = bisect_right([*accumulate(lengths[begin:end])], room)
+                end = begin + max(fit, 1)  # a line that is too long for any frame has one of its own
+                size = sum(lengths[begin:end])
+            self._lines += end - begin
+            self.sizes[-1] += size
+            self.frames[-1].last += end - begin
+            self._note(about[begin:end])
+            begin = end
+
+    def _note(self, about: Sequence[Encodable | Trajectory]) -> None:
+        """Note what has come into the latest frame."""
+        places, in_frame = self._places, self._in_frame
+        for key in dict.fromkeys([(each.run_id, each.chain_id) for each in about]):
             number = places.get(key)
             if number is None:
                 number = places[key] = len(places)
                 if not all(part.__class__ is str and part.isascii() for part in key):
                     self.complete = False  # made by hand: only decoding shows what its JSON says
-            self._in_frame[number] = None
-            if each.__class__ is not Trajectory:
-                self._note_event(frame, cast("StreamEvent", each))
+            in_frame[number] = None
+        if about[0].__class__ is not Trajectory:
+            self._note_events(cast("Sequence[Encodable]", about))
 
-    def _note_event(self, frame: Frame, event: StreamEvent) -> None:
-        kind, at, types = event.event_type, event.timestamp, frame.types
-        types[kind] = types.get(kind, 0) + 1
-        if at.__class__ is not float or kind.__class__ is not StreamEventType or not isfinite(at):
+    def _note_events(self, events: Sequence[Encodable]) -> None:
+        frame = self.frames[-1]
+        kinds, times = Counter([event.event_type for event in events]), [event.timestamp for event in events]
+        for kind, count in kinds.items():
+            frame.types[kind] = frame.types.get(kind, 0) + count
+            if kind.__class__ is not StreamEventType:
+                self.complete = False
+        if {*map(type, times)} != {float} or not isfinite(sum(times)):
             self.complete = False
-        elif frame.t0 is None or frame.t1 is None:
-            frame.t0 = frame.t1 = at
-        elif at > frame.t1:
-            frame.t1 = at
-        elif at < frame.t0:
-            frame.t0 = at
+            return
+        first, last = min(times), max(times)
+        frame.t0 = first if frame.t0 is None else min(frame.t0, first)
+        frame.t1 = last if frame.t1 is None else max(frame.t1, last)
 
     def _begin_frame(self) -> None:
         position = self.first

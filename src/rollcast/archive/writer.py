@@ -302,10 +302,12 @@ class Recorder:
         events = _merged(given, self._lines)
         lines = _event_lines(events)
         masker = self._masker
-        if masker is not None and _may_hold_secrets(masker.outside(events), masker):
+        if masker is not None and _may_hold_secrets(
+            masker.outside(cast("list[StreamEvent]", events)), masker
+        ):
             events = [self._masked(event, masker) for event in events]
             lines = _event_lines(events)
-        told: list[StreamEvent] = []
+        told: list[StreamEvent] = []  # the gaps that were written with them
         try:
             self._ensure_open()  # it may find that the folder was taken away, for which a gap stands
             gaps = self._losses.gaps()
@@ -322,7 +324,7 @@ class Recorder:
             self._past.add(events)
             if self.on_written and events:
                 as_of = {Lane(e.run_id, e.source): e.seq for e in events}  # in which `seq` rises
-                self._tell(Written(self._events.position, events[-1], as_of))
+                self._tell(Written(self._events.position, event_of(events[-1]), as_of))
         with self._feeding:
             self._feed([*told, *events], first)
             rows, train_rows = self._skeleton.take_rows(), self._skeleton.take_train_rows()
@@ -334,19 +336,27 @@ class Recorder:
         for each in list(self.on_written):
             each(written)
 
-    def _feed(self, events: Iterable[StreamEvent], first: int) -> None:
+    def _feed(self, events: Iterable[Encodable], first: int) -> None:
         """Update the rows of chains with the events, the first of which has this position."""
-        feed = self._skeleton.feed
+        skeleton = self._skeleton
         for position, event in enumerate(events, first):
             try:
-                feed(event, position)
+                if event.__class__ is EncodableChunk:
+                    if not skeleton.pass_over(
+                        event.run_id, event.source, event.chain_id, event.seq, position
+                    ):
+                        skeleton.feed(event_of(event), position)
+                    continue
+                skeleton.feed(cast("StreamEvent", event), position)
             except Exception:  # an event that somebody made by hand costs its row, not those of the others
                 logger.exception("%s: a row could not be made of a %s event", self.path, event.event_type)
             if event.event_type is T.RUN_END:
                 self._past.forget(event.run_id, event.source)
 
-    def _masked(self, event: StreamEvent, masker: Masker) -> StreamEvent:
+    def _masked(self, event: Encodable, masker: Masker) -> Encodable:
         """The event without its secrets. The hash of its prompt stays that of what was asked."""
+        if isinstance(event, EncodableChunk):
+            return event  # it was sampled
         masked = masker.event(event)
         if masked is event or event.event_type is not T.CHAIN_START or "prompt_hash" in event.data:
             return masked
@@ -356,7 +366,7 @@ class Recorder:
         asked = prompt_hash(messages)
         return msgspec.structs.replace(masked, data=masked.data | {"prompt_hash": asked})
 
-    def _lose(self, events: list[StreamEvent], error: BaseException) -> None:
+    def _lose(self, events: list[Encodable], error: BaseException) -> None:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         before = self._losses.count
         self._losses.add(events, f"the record could not be written: {why}")
@@ -473,7 +483,7 @@ class Recorder:
             logger.info("%s is written again", self.path)
 
 
-def _merged(events: list[Encodable], lines: dict[tuple[str, str], int]) -> list[StreamEvent]:
+def _merged(events: list[Encodable], lines: dict[tuple[str, str], int]) -> list[Encodable]:
     """The events, in which neighbouring chunks of a generation are one.
 
     A chunk that ends a line, or a piece of one that is too long to be shown at once, is the last of those that it joins, and the
@@ -485,7 +495,7 @@ def _merged(events: list[Encodable], lines: dict[tuple[str, str], int]) -> list[
         lines: by chain, how many characters the line has that its generation is at; kept up to date.
     """
     if not lines and CHUNK not in {event.event_type for event in events}:
-        return cast("list[StreamEvent]", events)
+        return events
     kept: list[Encodable | None] = list(events)
     open_now: dict[
         tuple[str, str], list[int]
@@ -513,14 +523,17 @@ def _merged(events: list[Encodable], lines: dict[tuple[str, str], int]) -> list[
         for each, places in open_now.items():
             _join(kept, places, each, lines)
     except (KeyError, TypeError):  # chunks made by hand that lack fields
-        return [event_of(event) for event in events]
-    return [event_of(event) for event in kept if event is not None]
+        return events
+    return [event for event in kept if event is not None]
 
 
 def _join(
     kept: list[Encodable | None], places: list[int], key: tuple[str, str], lines: dict[tuple[str, str], int]
 ) -> None:
     """Merge a chain's chunks at these indexes, which no other event of it separates, into as few as possible; the others become None."""
+    if len(places) == 1:
+        _count_in(cast("Encodable", kept[places[0]]), key, lines)
+        return
     chunks = [cast("Encodable", kept[i]) for i in places]
     begin = 0
     for end in _ends_of_pieces(chunks, key, lines):
@@ -549,15 +562,23 @@ def _ends_of_pieces(
     for i, chunk in enumerate(chunks):
         if i and chunk.step != chunks[i - 1].step and i not in ends:
             ends.append(i)  # the next generation, if a filter left out the events between
-        text, offset = _text_of(chunk.data)
-        if text.__class__ is not str:
-            continue
-        before = lines.get(key, 0)
-        lines[key] = after = before + len(text)
-        if "\n" in text or after // LINE_CHARS != before // LINE_CHARS or offset == 0:
-            lines[key], _ = grown_line(before, text)
+        if _count_in(chunk, key, lines):
             ends.append(i + 1)
     return ends if ends and ends[-1] == len(chunks) else [*ends, len(chunks)]
+
+
+def _count_in(chunk: Encodable, key: tuple[str, str], lines: dict[tuple[str, str], int]) -> bool:
+    """Keep `lines` up to date, and tell whether the chunk is the last of those that it joins."""
+    text, offset = _text_of(chunk.data)
+    if text.__class__ is not str:
+        return False
+    before = lines.get(key, 0)
+    after = before + len(text)
+    if offset == 0 or "\n" in text or after // LINE_CHARS != before // LINE_CHARS:
+        lines[key], _ = grown_line(before, text)
+        return True
+    lines[key] = after
+    return False
 
 
 def _ends_if_no_line_ends(
@@ -589,11 +610,11 @@ def _text_of(data: Any) -> tuple[Any, Any]:
     return (data.get("content"), data.get("offset")) if data.__class__ is dict else (None, None)
 
 
-def _event_lines(events: list[StreamEvent]) -> bytes:
+def _event_lines(events: Sequence[Encodable]) -> bytes:
     try:
         return encode_lines(events)
     except Exception:  # noqa: BLE001  (user-made data: whatever its encoding raises, the other events are written)
-        return b"".join([encode_described(event) + b"\n" for event in events])
+        return b"".join([encode_described(event_of(event)) + b"\n" for event in events])
 
 
 def _trajectory_line(trajectory: Trajectory, masker: Masker | None) -> bytes:

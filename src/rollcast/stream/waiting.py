@@ -213,9 +213,9 @@ class EncodableEvent(msgspec.Struct, gc=False):
 
     def event(self) -> StreamEvent:
         """The event, made anew. It shares what is within its data: to copy that raises `RecursionError` if it nests too deeply."""
-        data = {
-            name: value for name, value in msgspec.structs.asdict(self.data).items() if value is not UNSET
-        }
+        data = msgspec.structs.asdict(self.data)
+        if UNSET in data.values():
+            data = {name: value for name, value in data.items() if value is not UNSET}
         return StreamEvent(
             self.event_type, self.chain_id, self.timestamp, data, self.step, self.depth, self.seq, self.run_id, self.group_id, self.source
         )  # fmt: skip
