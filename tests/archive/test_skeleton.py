@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from doubles import part_of_run
 from rollcast import StreamEvent, StreamEventType
 from rollcast.archive import Archive, ArchiveObserver, skeleton
+from rollcast.archive.format import frames_of
 from rollcast.archive.line_log import LineLog
 from rollcast.archive.lines import rebuilt_index
+from rollcast.archive.losses import Losses
 from rollcast.archive.run_rows import RunTally
-from rollcast.archive.segments import plain_index, read_index, segments_in, whole_lines
+from rollcast.archive.segments import LiveFrames, indexed, plain_index, read_index, segments_in, whole_lines
 from rollcast.archive.skeleton import Skeleton
 from rollcast.archive.usual_events import apply_usual
 from rollcast.records.codec import decode_unchecked, encode_lines
@@ -238,6 +240,68 @@ def test_lines_that_were_not_noted_are_decoded_for_their_index(tmp_path):
     (segment,) = segments_in(tmp_path)
     assert [place.chain_id for place in read_index(segment).places] == ["chain_0", "chain_1"]
     assert read_index(segment) == rebuilt_index(segment)
+
+
+SOME_EVENTS = st.lists(
+    st.builds(
+        lambda kind, chain, run, source, at, text, from_seq: StreamEvent(
+            kind, "" if kind is T.GAP else chain, at, {"content": text} | from_seq, 1, 1, 0, run, None, source
+        ),
+        st.sampled_from([T.REWARD, T.LLM_GENERATION_CHUNK, T.CHAIN_SNAPSHOT, T.GAP]),
+        st.sampled_from(["a", "b", "c"]),
+        st.sampled_from(["r", "s"]),
+        st.sampled_from(["", "one"]),
+        st.floats(0, 9) | st.just(1e308) | st.just(float("nan")),
+        st.text("x", max_size=300),
+        st.just({}) | st.builds(lambda seq: {"from_seq": seq, "to_seq": seq + 5, "dropped": {"reward": 2}}, st.integers(0, 90)),
+    ),
+    min_size=1,
+    max_size=40,
+)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(SOME_EVENTS, st.integers(1, 40))
+def test_an_index_is_the_same_however_large_the_blocks_are(events, size):
+    """Whatever comes together, and wherever frames end: by lines, by bytes, or with one line that is longer than a frame."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("segments", "format"):
+            patch.setattr(f"rollcast.archive.{module}.FRAME_LINES", 7)
+            patch.setattr(f"rollcast.archive.{module}.FRAME_BYTES", 700)
+        noted = LiveFrames(0)
+        lines = []
+        for at in range(0, len(events), size):
+            block = encode_lines(events[at : at + size])
+            noted.add(block, events[at : at + size])
+            lines += block.splitlines(keepends=True)
+        frames = [*frames_of(lines)]
+        expected = plain_index(0, lines)
+    sizes = [sum(map(len, frame)) for frame in frames]
+    assert noted.complete or any(not 0 <= event.timestamp < 10 for event in events)
+    if noted.complete:
+        assert (noted.sizes, noted.index(sizes, "zstd").frames) == (sizes, noted.frames)
+        assert [(f.first, f.last, f.t0, f.t1, f.types, f.places) for f in noted.frames] == [
+            (f.first, f.last, f.t0, f.t1, f.types, f.places)
+            for f in indexed(0, [(frame, 0) for frame in frames]).frames
+        ]
+        assert noted.index(sizes, "zstd").places == expected.places
+
+
+@given(SOME_EVENTS, st.integers(1, 40))
+def test_losses_are_the_same_however_large_the_blocks_are(events, size):
+    """What a `gap` will say of each run and source: from where to where, and how many of which types."""
+    events = [msgspec.structs.replace(event, seq=seq) for seq, event in enumerate(events)]
+    blocks, singly = Losses(), Losses()
+    for at in range(0, len(events), size):
+        blocks.add(events[at : at + size], "a reason")
+    for event in events:
+        singly.add([event], "a reason")
+    assert {(gap.source, gap.run_id): gap.data for gap in blocks.gaps()} == {
+        (gap.source, gap.run_id): gap.data for gap in singly.gaps()
+    }
+    counted = [event for event in events if event.event_type not in (T.GAP, T.CHAIN_SNAPSHOT)]
+    told = sum(2 for event in events if event.event_type is T.GAP and "dropped" in event.data)
+    assert blocks.count == len(counted) + told
 
 
 @pytest.mark.parametrize("live", [False, True])

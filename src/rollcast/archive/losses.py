@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -61,6 +61,17 @@ def _from_seq(chunk: Encodable) -> Any:
     return object_of(chunk.data).get("from_seq")
 
 
+def _by_run(events: list[Encodable]) -> dict[tuple[str, str], list[Encodable]]:
+    """The events of each source and run; most blocks are of one."""
+    keys = {(event.source, event.run_id) for event in events}
+    if len(keys) == 1:
+        return {keys.pop(): events}
+    by_run: dict[tuple[str, str], list[Encodable]] = {}
+    for event in events:
+        by_run.setdefault((event.source, event.run_id), []).append(event)
+    return by_run
+
+
 class Losses:
     """Events of each run and source from one `seq` to another, and how many there were of each type."""
 
@@ -75,12 +86,9 @@ class Losses:
         """Of events."""
         return sum(sum(span.types.values()) for span in self._runs.values())
 
-    def add(self, events: Iterable[Encodable], reason: str = "") -> None:
+    def add(self, events: list[Encodable], reason: str = "") -> None:
         """Count the events in."""
-        by_run: dict[tuple[str, str], list[Encodable]] = {}
-        for event in events:
-            by_run.setdefault((event.source, event.run_id), []).append(event)
-        for key, of_run in by_run.items():
+        for key, of_run in _by_run(events).items():
             span = self._runs.get(key)
             if span is None:
                 first = of_run[0].seq

@@ -30,7 +30,7 @@ from rollcast.records.jsonable import as_json
 from rollcast.records.secrets import Masker, masker_of
 from rollcast.stream.fanout import OpenPart
 from rollcast.stream.observer import ChunkInterest, EncodingObserver
-from rollcast.stream.waiting import Encodable
+from rollcast.stream.waiting import Encodable, Relayed, encodable
 
 __all__ = ["ArchiveObserver"]
 
@@ -229,10 +229,17 @@ class ArchiveObserver(EncodingObserver):
 
     async def on_encodable(self, events: Sequence[Encodable]) -> None:
         """Have the events written. It waits while too much waits to be written, and the observer's queue grows meanwhile."""
+        await self._have_written(events, None)
+
+    async def on_passage(self, events: Sequence[Relayed], lines: Sequence[bytes | None]) -> None:
+        """As `on_encodable`; how much memory they take is told by their lines."""
+        await self._have_written(encodable(events), sum([len(line) for line in lines if line is not None]))
+
+    async def _have_written(self, events: Sequence[Encodable], text_bytes: int | None) -> None:
         if os.getpid() != self._pid:
             return  # a forked child: the record is its parent's
         self._worker.start()
-        room = self._worker.put(events)
+        room = self._worker.put(events, text_bytes)
         if room is not None:
             await _kept(room)
 

@@ -433,10 +433,15 @@ def _row(kind: str, chain: _OpenChain, run: _OpenRun, **fields: Any) -> ChainRow
 def _summed_up(chain: _OpenChain, run: _OpenRun, state: str) -> ChainRow:
     """What the chain's events add up to."""
     view = chain.view
+    times, stays, tool_use = {}, {}, {}
     calls = failed = 0
-    for use in view.tool_use.values():
+    for state_name, time in view.times.items():
+        times[state_name] = round(time.seconds, 6)
+        stays[state_name] = {"count": time.stays, "longest": round(time.longest, 6)}
+    for name, use in view.tool_use.items():
         calls += use.calls
         failed += use.failed
+        tool_use[name] = {"calls": use.calls, "failed": use.failed, "seconds": round(use.seconds, 6)}
     return _row(
         "end",
         chain,
@@ -451,17 +456,11 @@ def _summed_up(chain: _OpenChain, run: _OpenRun, state: str) -> ChainRow:
         metrics=view.metrics,
         steps=view.steps,
         completion_tokens=view.completion_tokens,
-        times={state: round(time.seconds, 6) for state, time in view.times.items()},
-        stays={
-            state: {"count": time.stays, "longest": round(time.longest, 6)}
-            for state, time in view.times.items()
-        },
+        times=times,
+        stays=stays,
         calls=calls,
         calls_failed=failed,
-        tool_use={
-            name: {"calls": use.calls, "failed": use.failed, "seconds": round(use.seconds, 6)}
-            for name, use in view.tool_use.items()
-        },
+        tool_use=tool_use,
         truncated=view.truncated,
         answer=None if view.final_response is None else view.final_response[-ANSWER_CHARS:],
         error=None if view.error is None else view.error["error"],

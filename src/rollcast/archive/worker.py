@@ -28,6 +28,7 @@ _FULL_EVENTS, _FULL_BYTES = (
     8192,
     16 << 20,
 )  # that may wait here; the rest waits in the observer's queue, which is bounded
+_EVENT_BYTES = 800  # of memory that an event takes, its texts and lists aside
 _TRAJECTORY_BYTES = (
     256 << 20
 )  # of memory that waiting trajectories may keep alive: ten thousand chains may end at once
@@ -100,14 +101,18 @@ class Worker:
                 return
         self._attempt(self._recorder.open)
 
-    def put(self, events: Sequence[Encodable]) -> Future[None] | None:
+    def put(self, events: Sequence[Encodable], text_bytes: int | None = None) -> Future[None] | None:
         """Have the events written, and begin if it has not begun. If too much waits, a promise that is kept when there is room again:
         wait for it.
+
+        Args:
+            events: in order.
+            text_bytes: of the JSON that they were read from; None if they were made here.
 
         Raises:
             RuntimeError: the system gives no thread.
         """
-        size = _bytes_of(events)
+        size = _bytes_of(events) if text_bytes is None else _EVENT_BYTES * len(events) + text_bytes
         with self._wake:
             self._events += events
             self._bytes += size
@@ -240,7 +245,7 @@ class Worker:
 
 def _bytes_of(events: Sequence[Encodable]) -> int:
     """Roughly how many bytes of memory the events keep alive beyond what their chains hold anyway; much quicker than `event_size`."""
-    size = 800 * len(events)
+    size = _EVENT_BYTES * len(events)
     for event in events:
         data: Any = event.data
         if event.__class__ is EncodableChunk:

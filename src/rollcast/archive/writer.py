@@ -323,8 +323,9 @@ class Recorder:
             told = gaps
             self._past.add(events)
             if self.on_written and events:
-                as_of = {Lane(e.run_id, e.source): e.seq for e in events}  # in which `seq` rises
-                self._tell(Written(self._events.position, event_of(events[-1]), as_of))
+                as_of = {(e.run_id, e.source): e.seq for e in events}  # in which `seq` rises
+                lanes = {Lane(*key): seq for key, seq in as_of.items()}
+                self._tell(Written(self._events.position, event_of(events[-1]), lanes))
         with self._feeding:
             self._feed([*told, *events], first)
             rows, train_rows = self._skeleton.take_rows(), self._skeleton.take_train_rows()
