@@ -13,7 +13,7 @@ from rollcast.archive.segments import LiveFrames, seal
 from rollcast.records import Trajectory
 
 if TYPE_CHECKING:
-    from rollcast.stream.waiting import Encodable  # what reads a record needs no stream
+    from rollcast.stream.waiting import Relayed  # what reads a record needs no stream
 
 __all__ = ["AppendedFile", "LineLog"]
 
@@ -141,7 +141,7 @@ class LineLog:
         self._bytes += len(data)
         self.seal_what_is_left()
 
-    def note(self, data: bytes, about: Sequence[Encodable | Trajectory]) -> None:
+    def note(self, data: bytes, about: Sequence[Relayed | Trajectory]) -> None:
         """Note the event or trajectory behind each line of the latest `append`, so that the index can be made without decoding them again."""
         self._frames.add(data, about)
 

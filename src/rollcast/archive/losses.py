@@ -11,7 +11,7 @@ import msgspec
 
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.view_fields import object_of
-from rollcast.stream.waiting import Encodable, EncodableChunk
+from rollcast.stream.waiting import EncodableChunk, Relayed
 
 __all__ = ["Losses"]
 
@@ -24,7 +24,7 @@ class _Span(msgspec.Struct):
     types: dict[str, int]
     reason: str = ""
 
-    def add(self, events: list[Encodable]) -> None:
+    def add(self, events: list[Relayed]) -> None:
         """Count events in. Those for which a `gap` stands count, and a snapshot does not."""
         self.to_seq = max(self.to_seq, *[event.seq for event in events])
         kinds = Counter([event.event_type for event in events])
@@ -55,18 +55,18 @@ class _Span(msgspec.Struct):
                 self.types[kind] = self.types.get(kind, 0) + count
 
 
-def _from_seq(chunk: Encodable) -> Any:
+def _from_seq(chunk: Relayed) -> Any:
     if isinstance(chunk, EncodableChunk):
         return chunk.from_seq
     return object_of(chunk.data).get("from_seq")
 
 
-def _by_run(events: list[Encodable]) -> dict[tuple[str, str], list[Encodable]]:
+def _by_run(events: list[Relayed]) -> dict[tuple[str, str], list[Relayed]]:
     """The events of each source and run; most blocks are of one."""
     keys = {(event.source, event.run_id) for event in events}
     if len(keys) == 1:
         return {keys.pop(): events}
-    by_run: dict[tuple[str, str], list[Encodable]] = {}
+    by_run: dict[tuple[str, str], list[Relayed]] = {}
     for event in events:
         by_run.setdefault((event.source, event.run_id), []).append(event)
     return by_run
@@ -86,7 +86,7 @@ class Losses:
         """Of events."""
         return sum(sum(span.types.values()) for span in self._runs.values())
 
-    def add(self, events: list[Encodable], reason: str = "") -> None:
+    def add(self, events: list[Relayed], reason: str = "") -> None:
         """Count the events in."""
         for key, of_run in _by_run(events).items():
             span = self._runs.get(key)

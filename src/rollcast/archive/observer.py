@@ -30,7 +30,7 @@ from rollcast.records.jsonable import as_json
 from rollcast.records.secrets import Masker, masker_of
 from rollcast.stream.fanout import OpenPart
 from rollcast.stream.observer import ChunkInterest, EncodingObserver
-from rollcast.stream.waiting import Encodable, Relayed, encodable
+from rollcast.stream.waiting import Encodable, Relayed
 
 __all__ = ["ArchiveObserver"]
 
@@ -233,9 +233,9 @@ class ArchiveObserver(EncodingObserver):
 
     async def on_passage(self, events: Sequence[Relayed], lines: Sequence[bytes | None]) -> None:
         """As `on_encodable`; how much memory they take is told by their lines."""
-        await self._have_written(encodable(events), sum([len(line) for line in lines if line is not None]))
+        await self._have_written(events, sum([len(line) for line in lines if line is not None]))
 
-    async def _have_written(self, events: Sequence[Encodable], text_bytes: int | None) -> None:
+    async def _have_written(self, events: Sequence[Relayed], text_bytes: int | None) -> None:
         if os.getpid() != self._pid:
             return  # a forked child: the record is its parent's
         self._worker.start()

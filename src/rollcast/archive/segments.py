@@ -34,7 +34,7 @@ from rollcast.records import StreamEventType, Trajectory
 from rollcast.records.jsonable import JSON_ERRORS
 
 if TYPE_CHECKING:
-    from rollcast.stream.waiting import Encodable  # what reads a record needs no stream
+    from rollcast.stream.waiting import Relayed  # what reads a record needs no stream
 
 __all__ = [
     "LiveFrames",
@@ -135,7 +135,7 @@ class LiveFrames:
         self._in_frame: dict[int, None] = {}
         self._lines = 0
 
-    def add(self, data: bytes, about: Sequence[Encodable | Trajectory]) -> None:
+    def add(self, data: bytes, about: Sequence[Relayed | Trajectory]) -> None:
         """Note that these lines were appended, one for each event or trajectory."""
         if not self.complete:
             return
@@ -161,7 +161,7 @@ class LiveFrames:
             self._note(about[begin:end])
             begin = end
 
-    def _note(self, about: Sequence[Encodable | Trajectory]) -> None:
+    def _note(self, about: Sequence[Relayed | Trajectory]) -> None:
         """Note what has come into the latest frame."""
         places, in_frame = self._places, self._in_frame
         for key in dict.fromkeys([(each.run_id, each.chain_id) for each in about]):
@@ -172,9 +172,9 @@ class LiveFrames:
                     self.complete = False  # made by hand: only decoding shows what its JSON says
             in_frame[number] = None
         if about[0].__class__ is not Trajectory:
-            self._note_events(cast("Sequence[Encodable]", about))
+            self._note_events(cast("Sequence[Relayed]", about))
 
-    def _note_events(self, events: Sequence[Encodable]) -> None:
+    def _note_events(self, events: Sequence[Relayed]) -> None:
         frame = self.frames[-1]
         kinds, times = Counter([event.event_type for event in events]), [event.timestamp for event in events]
         for kind, count in kinds.items():

@@ -19,6 +19,7 @@ from rollcast.records.view_fields import object_of
 
 if TYPE_CHECKING:
     from rollcast.stream.asked import ChainSoFar  # what reads a record needs no stream
+    from rollcast.stream.waiting import Relayed
 
 __all__ = ["ANSWER_CHARS", "LateRow", "Skeleton", "row_so_far", "said_at_start"]
 
@@ -137,13 +138,9 @@ class Skeleton:
             so_far.give(chain.view)
         return True
 
-    def feed(self, event: StreamEvent, position: int) -> None:
+    def feed(self, event: Relayed, position: int) -> None:
         """The event that stands at this position."""
         kind, run_id = event.event_type, event.run_id
-        if (kind is CHUNK or kind is OBSERVATION) and self.pass_over(
-            run_id, event.source, event.chain_id, event.seq, position
-        ):
-            return
         run = self.runs.get((run_id, event.source))  # type: ignore[call-overload]  # equal to a `Lane`, and sooner made
         if run is None and run_id:
             beside = kind is T.ERROR and not event.chain_id  # somebody who watches may say that he failed
@@ -154,11 +151,13 @@ class Skeleton:
             run.last_seq = event.seq
         if event.chain_id:
             chain = self._chains.get((run_id, event.chain_id))
-            if run is None or kind is T.CHAIN_START or event.chain_id not in run.ended:
+            if chain is not None and (kind is CHUNK or kind is OBSERVATION) and not self._live:
+                chain.last = position  # an end that follows tells a row the same
+            elif run is None or kind is T.CHAIN_START or event.chain_id not in run.ended:
                 if chain is None or kind is T.CHAIN_START:
-                    chain = self._begin(event, position)
+                    chain = self._begin(_whole(event), position)
                 elif not apply_usual(chain.view, event):
-                    chain.view.apply(_without_heavy(event))
+                    chain.view.apply(_without_heavy(_whole(event)))
                     chain.view.conversation = NO_CONVERSATION
                 if chain is not None:
                     chain.last = position
@@ -167,7 +166,13 @@ class Skeleton:
                         del self._chains[run_id, event.chain_id]
                         if run is not None:
                             run.ended.add(event.chain_id)
-        elif kind is T.RUN_START and run is not None:
+        else:
+            self._of_run(_whole(event), run)
+
+    def _of_run(self, event: StreamEvent, run: _OpenRun | None) -> None:
+        """Take an event that concerns a whole run, or none."""
+        kind, run_id = event.event_type, event.run_id
+        if kind is T.RUN_START and run is not None:
             data = object_of(event.data)
             run.train_step, run.split = whole(data.get("train_step")), _text(data.get("split"))
             run.parent, run.leader = _text(data.get("parent_run_id")), leader_of(event)
@@ -182,17 +187,6 @@ class Skeleton:
                     chain.view.apply(event)
             if end_status(event) is not None:
                 self._lose_open(event)
-
-    def pass_over(self, run_id: str, source: str, chain_id: str, seq: int, position: int) -> bool:
-        """Take a chunk or an observation, which tell a row nothing that no end tells, too. False if `feed` has to take it."""
-        chain = self._chains.get((run_id, chain_id))
-        run = self.runs.get((run_id, source))  # type: ignore[call-overload]  # as in `feed`
-        if chain is None or run is None or self._live:
-            return False
-        if seq > run.last_seq:  # noqa: PLR1730  (a third of what `max` costs)
-            run.last_seq = seq
-        chain.last = position
-        return True
 
     def _goes_on(self, run_id: str) -> bool:
         """Whether the run is open on any source."""
@@ -478,6 +472,10 @@ def said_at_start(told: ChainView | ChainRow) -> dict[str, Any]:
         "reference": told.reference,
     }
     return {name: value for name, value in said.items() if value is not None}
+
+
+def _whole(event: Relayed) -> StreamEvent:
+    return event if isinstance(event, StreamEvent) else event.event()
 
 
 def _without_heavy(event: StreamEvent) -> StreamEvent:

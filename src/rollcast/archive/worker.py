@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from rollcast.aio import fulfil, interpreter_exits
 from rollcast.records import StreamEventType, Trajectory
-from rollcast.stream.waiting import Encodable, EncodableChunk
+from rollcast.stream.waiting import EncodableChunk, Relayed
 
 __all__ = ["Worker", "Writes"]
 
@@ -40,7 +40,7 @@ class Writes(Protocol):
 
     def open(self) -> None: ...
 
-    def record(self, events: list[Encodable], trajectories: list[Trajectory], lost: int) -> None: ...
+    def record(self, events: list[Relayed], trajectories: list[Trajectory], lost: int) -> None: ...
 
     def beat(self) -> None: ...
 
@@ -62,7 +62,7 @@ class Worker:
         self._recorder = recorder
         self._name = name
         self._wake = threading.Condition()
-        self._events: list[Encodable] = []
+        self._events: list[Relayed] = []
         self._bytes = 0
         self._trajectories: list[Trajectory] = []
         self._trajectory_bytes = 0
@@ -101,7 +101,7 @@ class Worker:
                 return
         self._attempt(self._recorder.open)
 
-    def put(self, events: Sequence[Encodable], text_bytes: int | None = None) -> Future[None] | None:
+    def put(self, events: Sequence[Relayed], text_bytes: int | None = None) -> Future[None] | None:
         """Have the events written, and begin if it has not begun. If too much waits, a promise that is kept when there is room again:
         wait for it.
 
@@ -243,7 +243,7 @@ class Worker:
             logger.exception("the record could not be written, by a fault in Rollcast")
 
 
-def _bytes_of(events: Sequence[Encodable]) -> int:
+def _bytes_of(events: Sequence[Relayed]) -> int:
     """Roughly how many bytes of memory the events keep alive beyond what their chains hold anyway; much quicker than `event_size`."""
     size = _EVENT_BYTES * len(events)
     for event in events:

@@ -46,7 +46,7 @@ from rollcast.records.lanes import Lane
 from rollcast.records.secrets import Masker
 from rollcast.stream.fanout import OpenPart
 from rollcast.stream.queue import merged_chunks
-from rollcast.stream.waiting import ChunkData, Encodable, EncodableChunk, event_of
+from rollcast.stream.waiting import ChunkData, Encodable, EncodableChunk, Relayed, event_of
 from rollcast.text import LINE_CHARS, grown_line, well_formed
 from rollcast.version import __version__
 
@@ -284,7 +284,7 @@ class Recorder:
 
     # -- what is recorded ----------------------------------------------------------------------------------------------
 
-    def record(self, events: list[Encodable], trajectories: Sequence[Trajectory], lost: int = 0) -> None:
+    def record(self, events: list[Relayed], trajectories: Sequence[Trajectory], lost: int = 0) -> None:
         """Write the events, neighbouring chunks merged, after the trajectories of chains that end among them.
 
         Args:
@@ -298,13 +298,11 @@ class Recorder:
         if events:
             self._write_events(events)
 
-    def _write_events(self, given: list[Encodable]) -> None:
+    def _write_events(self, given: list[Relayed]) -> None:
         events = _merged(given, self._lines)
         lines = _event_lines(events)
         masker = self._masker
-        if masker is not None and _may_hold_secrets(
-            masker.outside(cast("list[StreamEvent]", events)), masker
-        ):
+        if masker is not None and _may_hold_secrets(masker.outside(events), masker):
             events = [self._masked(event, masker) for event in events]
             lines = _event_lines(events)
         told: list[StreamEvent] = []  # the gaps that were written with them
@@ -337,27 +335,20 @@ class Recorder:
         for each in list(self.on_written):
             each(written)
 
-    def _feed(self, events: Iterable[Encodable], first: int) -> None:
+    def _feed(self, events: Iterable[Relayed], first: int) -> None:
         """Update the rows of chains with the events, the first of which has this position."""
-        skeleton = self._skeleton
+        feed = self._skeleton.feed
         for position, event in enumerate(events, first):
             try:
-                if event.__class__ is EncodableChunk:
-                    if not skeleton.pass_over(
-                        event.run_id, event.source, event.chain_id, event.seq, position
-                    ):
-                        skeleton.feed(event_of(event), position)
-                    continue
-                skeleton.feed(cast("StreamEvent", event), position)
+                feed(event, position)
             except Exception:  # an event that somebody made by hand costs its row, not those of the others
                 logger.exception("%s: a row could not be made of a %s event", self.path, event.event_type)
             if event.event_type is T.RUN_END:
                 self._past.forget(event.run_id, event.source)
 
-    def _masked(self, event: Encodable, masker: Masker) -> Encodable:
+    def _masked(self, event: Relayed, masker: Masker) -> Relayed:
         """The event without its secrets. The hash of its prompt stays that of what was asked."""
-        if isinstance(event, EncodableChunk):
-            return event  # it was sampled
+        event = event_of(event)
         masked = masker.event(event)
         if masked is event or event.event_type is not T.CHAIN_START or "prompt_hash" in event.data:
             return masked
@@ -367,7 +358,7 @@ class Recorder:
         asked = prompt_hash(messages)
         return msgspec.structs.replace(masked, data=masked.data | {"prompt_hash": asked})
 
-    def _lose(self, events: list[Encodable], error: BaseException) -> None:
+    def _lose(self, events: list[Relayed], error: BaseException) -> None:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         before = self._losses.count
         self._losses.add(events, f"the record could not be written: {why}")
@@ -484,7 +475,7 @@ class Recorder:
             logger.info("%s is written again", self.path)
 
 
-def _merged(events: list[Encodable], lines: dict[tuple[str, str], int]) -> list[Encodable]:
+def _merged(events: list[Relayed], lines: dict[tuple[str, str], int]) -> list[Relayed]:
     """The events, in which neighbouring chunks of a generation are one.
 
     A chunk that ends a line, or a piece of one that is too long to be shown at once, is the last of those that it joins, and the
@@ -497,7 +488,7 @@ def _merged(events: list[Encodable], lines: dict[tuple[str, str], int]) -> list[
     """
     if not lines and CHUNK not in {event.event_type for event in events}:
         return events
-    kept: list[Encodable | None] = list(events)
+    kept: list[Relayed | None] = list(events)
     open_now: dict[
         tuple[str, str], list[int]
     ] = {}  # by chain, the indexes of its latest chunks, which nothing of the chain follows
@@ -529,7 +520,7 @@ def _merged(events: list[Encodable], lines: dict[tuple[str, str], int]) -> list[
 
 
 def _join(
-    kept: list[Encodable | None], places: list[int], key: tuple[str, str], lines: dict[tuple[str, str], int]
+    kept: list[Relayed | None], places: list[int], key: tuple[str, str], lines: dict[tuple[str, str], int]
 ) -> None:
     """Merge a chain's chunks at these indexes, which no other event of it separates, into as few as possible; the others become None."""
     if len(places) == 1:
@@ -611,7 +602,7 @@ def _text_of(data: Any) -> tuple[Any, Any]:
     return (data.get("content"), data.get("offset")) if data.__class__ is dict else (None, None)
 
 
-def _event_lines(events: Sequence[Encodable]) -> bytes:
+def _event_lines(events: Sequence[Relayed]) -> bytes:
     try:
         return encode_lines(events)
     except Exception:  # noqa: BLE001  (user-made data: whatever its encoding raises, the other events are written)

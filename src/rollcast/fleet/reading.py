@@ -8,6 +8,7 @@ from typing import Annotated, Any, NotRequired, Union, get_args, get_origin, get
 import msgspec
 
 from rollcast.records import PAYLOADS, StreamEventType
+from rollcast.records.event import TypedData
 from rollcast.stream.waiting import CHUNK_JSON, EncodableChunk, EncodableEvent, chunk_of_line
 
 __all__ = ["KINDS", "read_quickly"]
@@ -27,16 +28,17 @@ KINDS = (
 _NUMBER = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | float
 
 
-def _data_of(kind: StreamEventType) -> type[msgspec.Struct]:
-    """A struct with the fields of the type's payload. It has no others, so that none of an event gets lost."""
+def _data_of(kind: StreamEventType) -> type[TypedData]:
+    """A struct with the fields of the type's payload, in their order. It has no others, so that none of an event gets lost."""
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
     for name, hint in get_type_hints(PAYLOADS[kind], include_extras=True).items():
         if get_origin(hint) is NotRequired:
             fields.append((name, _as_written(get_args(hint)[0]) | msgspec.UnsetType, msgspec.UNSET))
         else:
             fields.append((name, _as_written(hint)))
-    required_first = sorted(fields, key=len)
-    return msgspec.defstruct(f"_Data_{kind.value}", required_first, forbid_unknown_fields=True, gc=False)
+    return msgspec.defstruct(  # type: ignore[return-value]  # it is made of its base
+        f"_Data_{kind.value}", fields, bases=(TypedData,), forbid_unknown_fields=True, kw_only=True, gc=False
+    )
 
 
 def _as_written(hint: Any) -> Any:

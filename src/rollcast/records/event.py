@@ -25,6 +25,7 @@ __all__ = [
     "StreamEvent",
     "StreamEventType",
     "ToolStatus",
+    "TypedData",
     "checked_event",
     "event_from_dict",
     "foreign_event",
@@ -71,6 +72,10 @@ class StreamEventType(StrEnum):
 
     def __reduce_ex__(self, protocol: object) -> tuple[Callable[[str], StreamEventType], tuple[str]]:
         return StreamEventType.of, (self._value_,)
+
+
+class TypedData(msgspec.Struct, gc=False):
+    """The `data` of an event that was read from JSON into a struct with the fields of its type's payload; one that is not there is UNSET."""
 
 
 class StreamEvent(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):

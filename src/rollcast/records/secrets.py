@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import msgspec
+from msgspec import UNSET
 
 from rollcast.errors import InputError
 from rollcast.records import StreamEvent, StreamEventType
 from rollcast.records.codec import one_line_json
+from rollcast.records.event import TypedData
 from rollcast.records.jsonable import as_json, without_named_secrets
 from rollcast.text import looks_secret, names_secret, well_formed
 
@@ -175,15 +177,23 @@ class Masker:
         """Whether events of this type hold anything that came from outside."""
         return kind in _FIELDS or not kind.known
 
-    def outside(self, events: Iterable[StreamEvent]) -> list[Any]:
-        """The values in the events' data that came from outside, which are those that `event` searches."""
+    def outside(self, events: Iterable[Any]) -> list[Any]:
+        """The values in the events' data that came from outside, which are those that `event` searches.
+
+        Args:
+            events: events, or structs with the fields of one, whose data may be a `TypedData`; what other data they have was sampled.
+        """
         values: list[Any] = []
         for event in events:
             kind: StreamEventType = event.event_type
             names, data = _FIELDS.get(kind), cast("Any", event.data)  # an event made by hand holds anything
-            if not isinstance(data, dict):
+            if isinstance(data, TypedData):
+                values += [
+                    value for name in names or () if (value := getattr(data, name, UNSET)) is not UNSET
+                ]
+            elif not isinstance(data, dict):
                 continue
-            if names is not None:
+            elif names is not None:
                 values += [data[name] for name in names if name in data]
             elif not kind.known:
                 values.append(data)
