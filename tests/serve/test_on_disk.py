@@ -1,13 +1,16 @@
 """A server over a record of another process: queries, replay, and following one that goes on."""
 
 import asyncio
+import itertools
 import json
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from rollcast.archive import ArchiveObserver
 from rollcast.errors import ArchiveError, InputError
@@ -327,6 +330,26 @@ async def test_the_process_that_reads_starts_with_the_server(complete, open_reco
     rows, _ = await (await talk_to(server)).ask("runs")
     assert {row["run_id"] for row in rows} == {"r1", "r2"}
     assert records.pid == first
+
+
+async def test_clients_that_ask_while_it_stops_leave_no_process(complete, open_record, talk_to, until):
+    """A page that is just seeking, or coming back; nobody would end the process that reads for it."""
+    server = await open_record(complete[0])
+    talk = await talk_to(server)
+
+    async def asks():
+        with suppress(ConnectionClosed):
+            for number in itertools.count():
+                await talk.say("subscribe", id=f"s{number}", since="start", speed=1.0)
+                await talk.say("query", id=f"q{number}", what="runs")
+                await talk.say("unsubscribe", id=f"s{number}")
+                await asyncio.sleep(0)
+
+    asking = asyncio.create_task(asks())
+    await until(lambda: server._queries.running)
+    await server.stop()
+    assert server._queries.records._holder.child is None
+    await asking
 
 
 async def test_a_server_of_runs_starts_no_process_that_reads_before_it_is_asked():
