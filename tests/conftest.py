@@ -52,6 +52,8 @@ SLOW = (
     "serve/test_many.py",
     "serve/test_restart.py",
     "serve/test_slow.py",
+    "test_benchmark_fleet.py",
+    "test_benchmark_page.py",
     "test_benchmarks.py",
     "test_docs.py",
     "test_examples.py",

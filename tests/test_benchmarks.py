@@ -1,44 +1,27 @@
-"""The benchmarks run; what they measure is for `make bench`."""
+"""The benchmarks run; what they measure is for `make bench`. Two that take long are in files of their own."""
 
 import contextvars
-import json
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from benchmark_runs import IN_FILES_OF_THEIR_OWN, check_that_it_runs, of_benchmarks
+
 NAMES = [
     "off", "emit", "loop", "isolation", "serve", "snapshots", "import", "scale", "views", "page", "fleet", "recording", "archive", "attach", "peers", "backends", "engine", "learning", "trl", "ray", "proxy",
 ]  # fmt: skip
 
 
 @pytest.fixture
-def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT)
-    from benchmarks import __main__
-
-    return __main__
+def benchmarks():
+    return of_benchmarks()
 
 
-@pytest.mark.timeout(600)  # they are real work, which takes as long as the machine needs
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "page" else name for name in NAMES]
-)
-def test_benchmark_runs(benchmarks, name, monkeypatch, tmp_path, capsys):
-    """Each benchmark works at tiny sizes, prints a row a figure, and can be kept."""
-    if name == "page":
-        pytest.importorskip("benchmarks.page", exc_type=ImportError)
-    if name == "ray":
-        pytest.importorskip("ray", reason="the extra ray is not installed")
-    monkeypatch.setattr(benchmarks, "HISTORY", tmp_path)
-    context = contextvars.copy_context()  # they leave chains open, which `current_chain` would find later
-    figures = context.run(benchmarks.main, ["--quick", "--save", name])
-    printed = capsys.readouterr().out
-    assert figures
-    assert all(f"| {figure.name} |" in printed for figure in figures)
-    (kept,) = tmp_path.iterdir()
-    assert [f["name"] for f in json.loads(kept.read_text())["figures"]] == [f.name for f in figures]
+@pytest.mark.timeout(1800)  # they are real work, which takes as long as the machine needs
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in IN_FILES_OF_THEIR_OWN])
+def test_benchmark_runs(name, monkeypatch, tmp_path, capsys):
+    """Each benchmark works at tiny sizes."""
+    check_that_it_runs(name, monkeypatch, tmp_path, capsys)
 
 
 def test_every_benchmark_is_tried(benchmarks):
