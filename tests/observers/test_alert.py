@@ -254,7 +254,7 @@ def floods(connection, ends):
 
 
 def hangs(connection, ends):
-    ends.wait(30)
+    ends.wait()
 
 
 @pytest.mark.parametrize("answer", [hangs, drips])
@@ -266,7 +266,7 @@ def test_a_server_that_does_not_answer_is_left(monkeypatch, answer):
         failed = failure(UrlTarget(url))
         assert "it did not answer within 0.3 s" in str(failed)
         assert failed.retry
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60  # it would never answer
 
 
 def test_an_endless_answer_is_not_read():
