@@ -30,6 +30,7 @@ class Stage:
 
     async def serve(self, *, token=None, host="127.0.0.1", port=0, **options):
         options.setdefault("close_s", 0.5)
+        options.setdefault("hello_s", 60.0)  # a slow machine may take longer than the 5 s that are usual
         self.server = WebSocketStreamingServer(host, port, token=token, settings=ServerSettings(**options))
         await self.server.start()
         self.manager.add_observer(self.server.get_observer())

@@ -134,15 +134,16 @@ async def test_tokens_of_a_watched_chain_travel_after_a_snapshot(publishing):
 
 
 async def test_an_interest_expires(publishing):
-    """A hub that does not renew its interest has nobody who watches."""
+    """A hub that does not renew its interest has nobody who watches; how long it lasts is what the hub said last."""
     async with Hub() as hub:
         manager = publishing(hub)
         async with manager.run() as run:
             with run.chain(MESSAGES) as chain, chain.generation() as generation:
                 await hub.until(lambda: "llm_generation_start" in hub.types())
-                await hub.want({}, expires_s=2.0)
+                await hub.want({}, expires_s=600.0)
                 await hub.until(lambda: "chain_snapshot" in hub.types())
                 assert manager.wants(T.LLM_GENERATION_CHUNK, "chain_0", None, run.run_id)
+                await hub.want({}, expires_s=0.1)
                 async with asyncio.timeout(60):
                     while manager.wants(T.LLM_GENERATION_CHUNK, "chain_0", None, run.run_id):
                         await asyncio.sleep(0.01)
