@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -95,10 +95,11 @@ def server():
 
 
 def request_on(connection):
-    """The whole request. If some of it stayed unread, closing would take back the answer."""
+    """The whole request, or what came of it before the client gave up. If some stayed unread, closing would take back the answer."""
     request = b""
-    while not request.endswith(b"{}"):
-        request += connection.recv(65536)
+    with suppress(OSError):
+        while not request.endswith(b"{}") and (data := connection.recv(65536)):
+            request += data
     return request
 
 
