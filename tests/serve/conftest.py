@@ -10,7 +10,14 @@ import pytest
 
 from ports import kept_port
 from rollcast.errors import RefusedError
-from rollcast.serve import ServerSettings, WebSocketStreamingClient, WebSocketStreamingServer
+from rollcast.serve import (
+    ServerSettings,
+    WebSocketStreamingClient,
+    WebSocketStreamingServer,
+    queries,
+    record,
+    stories,
+)
 from rollcast.stream import StreamingManager
 
 
@@ -19,6 +26,15 @@ def port():
     """Of servers that go and come back."""
     with kept_port() as port:
         yield port
+
+
+@pytest.fixture
+def patience(monkeypatch):
+    """Answers wait for a record for a minute: a slow machine may need more than the two seconds that they wait otherwise."""
+    for waits in (record.caught_up, record.delivered, record.recorded, record.written):
+        monkeypatch.setattr(waits, "__defaults__", (60.0,))
+    for module in (queries, stories):
+        monkeypatch.setattr(module, "LATE_S", 60.0)
 
 
 class Stage:

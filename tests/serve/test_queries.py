@@ -28,6 +28,7 @@ from rollcast.serve.protocol import Hello, Query, Stop, encode_frame
 from rollcast.testing import ScriptedBackend
 
 T = StreamEventType
+pytestmark = pytest.mark.usefixtures("patience")
 
 
 def finish(run, number, *, group="group_0", reward=None, words=("let ", "me ")):

@@ -27,7 +27,7 @@ from rollcast.stream import StreamingManager
 
 async def main(port):
     manager = StreamingManager()
-    server = WebSocketStreamingServer("127.0.0.1", port, settings=ServerSettings(close_s=0.5))
+    server = WebSocketStreamingServer("127.0.0.1", port, settings=ServerSettings(close_s=0.5, hello_s=60.0))
     await server.start()
     manager.add_observer(server.get_observer())
     print(server.port, flush=True)
