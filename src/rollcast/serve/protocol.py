@@ -783,7 +783,9 @@ class Session:
         self._clock = clock
         self._epoch = epoch
         self._token = token
+        self._hello_s = hello_s
         self._hello_by = clock() + hello_s
+        self._hello_comes = False  # whether bytes came without a `hello`, so that it was given more time
         self._heard_at = clock()
         self._asked_at: float | None = None  # when a ping was sent that is unanswered
         self._rate = Rate(limits.messages_per_s, clock)
@@ -834,18 +836,21 @@ class Session:
         return silent_at if self._asked_at is None else max(silent_at, self._asked_at) + self._heartbeat_s
 
     def moved(self) -> None:
-        """Note that bytes are moving, so the client is not silent although no whole message came."""
+        """Note that bytes are moving, so the client is not silent although no whole message came.
+
+        Its `hello` has as long again then, but only once: this process may have stood still while it waited to be read.
+        """
         self._heard_at = self._clock()
+        if self.grant is None and not self._hello_comes:
+            self._hello_comes, self._hello_by = True, self._heard_at + self._hello_s
 
     # -- messages ----------------------------------------------------------------------------------------------------
 
     def receive(self, message: str | bytes | bytearray | memoryview) -> list[Action]:
         """Take a message, text as `str` and binary as bytes; returns the actions."""
-        self._heard_at, self._asked_at = (
-            self._clock(),
-            None,
-        )  # also if it waited until this process had time to read it
-        actions = self.tick()
+        # It is here, however long it waited until this process had time to read it.
+        self._heard_at, self._asked_at = self._clock(), None
+        actions = [] if self.grant is None else self.tick()
         if self.closed:
             return actions
         if not self._rate.spend():
