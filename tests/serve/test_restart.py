@@ -119,8 +119,7 @@ async def test_a_token_that_ends_while_somebody_watches_is_replaced_and_nothing_
     clock = Clock(monkeypatch)
     tokens = (Token("a", expires_at=2000.0), Token("b", expires_at=3000.0), Token("c"))
     server = await stage.serve(tokens=tokens, heartbeat_s=0.5)
-    given = iter("abc")
-    client, fixed = stage.client(token=lambda: next(given)), stage.client(token="a")
+    client, fixed = stage.client(token=lambda: "abc"[int(clock.now) // 1000 - 1]), stage.client(token="a")
     got, told = [], []
 
     async def watch(client, into):
