@@ -16,6 +16,7 @@ from rollcast.serve import (
     WebSocketStreamingServer,
     queries,
     record,
+    recorded_rows,
     stories,
 )
 from rollcast.stream import StreamingManager
@@ -33,8 +34,11 @@ def patience(monkeypatch):
     """Answers wait for a record for a minute: a slow machine may need more than the two seconds that they wait otherwise."""
     for waits in (record.caught_up, record.delivered, record.recorded, record.written):
         monkeypatch.setattr(waits, "__defaults__", (60.0,))
-    for module in (queries, stories):
+    for module in (queries, recorded_rows, stories):
         monkeypatch.setattr(module, "LATE_S", 60.0)
+    monkeypatch.setattr(
+        queries, "LATE_RECORD_S", 60.0
+    )  # nor does a record that opens its files late lack a run
 
 
 class Stage:
