@@ -36,9 +36,8 @@ def patience(monkeypatch):
         monkeypatch.setattr(waits, "__defaults__", (60.0,))
     for module in (queries, recorded_rows, stories):
         monkeypatch.setattr(module, "LATE_S", 60.0)
-    monkeypatch.setattr(
-        queries, "LATE_RECORD_S", 60.0
-    )  # nor does a record that opens its files late lack a run
+    # Nor does a record that opens its files late lack a run.
+    monkeypatch.setattr(queries, "LATE_RECORD_S", 60.0)
 
 
 class Stage:

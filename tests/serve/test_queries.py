@@ -522,6 +522,8 @@ async def test_a_record_that_is_deleted_meanwhile(stage, tmp_path):
     record = ArchiveObserver(tmp_path / "r", masker=False)
     stage.manager.add_observer(record)
     async with stage.manager.run(chains=3) as run, contextlib.AsyncExitStack() as stack:
+        await stage.manager.drain()
+        await record.recorded()  # it has begun, so that it is followed from the first question on
         await ask(stage, "chains")
         finish(run, 0)
         begin(stack, run, 1)
