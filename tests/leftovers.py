@@ -7,7 +7,7 @@ import time
 import traceback
 from pathlib import Path
 
-GRACE_S = 30.0  # what was told to end may take so long on a slow machine
+GRACE_S = 120.0  # what was told to end may take so long on a slow machine
 
 # These wait for whoever needs them next, and end by themselves if nobody does.
 END_WHEN_IDLE = (
@@ -102,7 +102,7 @@ def end_what_a_process_ends():
     if attaching is not None and attaching.all_outlets():
         from rollcast.attaching.front import detach_all
 
-        detach_all(timeout=10.0)
+        detach_all(timeout=60.0)
         if attaching._shared is not None:
             attaching._shared.manager.close()
             attaching._shared = None

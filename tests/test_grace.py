@@ -77,7 +77,7 @@ async def test_whatever_is_awaited_works_as_in_a_task(kind, limited):
     """Also if there is a limit of time, and so a future in between."""
     driven = Driven(awaits_all(kind))
     if limited:
-        driven.let_go_after(10)
+        driven.let_go_after(600)
     assert await driven == kind
     assert driven.done
     assert asyncio.current_task().cancelling() == 0
@@ -182,7 +182,7 @@ def test_what_ends_when_it_is_asked_to_is_waited_for(caplog):
         main.kept = asyncio.create_task(work())
         await asyncio.sleep(0)
 
-    run_to_the_end(main(), 5)
+    run_to_the_end(main(), 600)
     assert cleaned
     assert not caplog.records
 

@@ -504,8 +504,9 @@ async def test_events_wait_in_the_observers_queue_and_not_in_the_thread(stage, m
             if i % 100 == 0:
                 await asyncio.sleep(0.001)
     assert len(stage.observer._worker._events) < 700
+    stage.manager.fanout.drain_timeout = 120.0
     go_on.set()
-    await stage.manager.drain(120)
+    await stage.manager.drain()
     archive = await stage.close()
     assert [e.data["error"] for e in archive.events() if e.event_type == "error"] == [
         f"e{i}" for i in range(2000)

@@ -16,11 +16,13 @@ from rollcast.records import check_events
 
 pytestmark = pytest.mark.slow
 
+PATIENCE_S = "60.0"  # more than a slow machine needs
 RUN = """
 import asyncio, os, sys, threading, time
 from rollcast import StreamingManager
-from rollcast.archive import ArchiveObserver
+from rollcast.archive import ArchiveObserver, observer as archive_observer
 
+archive_observer.EXIT_S = max(2.0, DRAIN)
 manager = StreamingManager(drain_timeout=DRAIN)
 observer = ArchiveObserver(sys.argv[1], masker=False)
 manager.add_observer(observer)
@@ -40,7 +42,7 @@ async def main(chains=3):
 
 
 def python(code, *arguments, **replaced):
-    for name, value in ({"DRAIN": "5.0", "SLOWLY": "pass"} | replaced).items():
+    for name, value in ({"DRAIN": PATIENCE_S, "SLOWLY": "pass"} | replaced).items():
         code = code.replace(name, value)
     environment = os.environ | {"PYTHONPATH": str(Path(rollcast.__file__).parent.parent)}
     command = [sys.executable, "-c", code, *map(str, arguments)]
@@ -286,10 +288,10 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
     """The second one records nothing, says so once, and its run goes on; the first one's record is whole."""
     wait = "\n                if number == 1: print('begun', flush=True); sys.stdin.read()"
     environment = os.environ | {"PYTHONPATH": str(Path(rollcast.__file__).parent.parent)}
-    code = RUN.replace("DRAIN", "5.0").replace("SLOWLY", wait) + "\nasyncio.run(main())"
+    code = RUN.replace("DRAIN", PATIENCE_S).replace("SLOWLY", wait) + "\nasyncio.run(main())"
     # It decides to write there before there is anything.
     second = (
-        RUN.replace("DRAIN", "5.0").replace("SLOWLY", "pass")
+        RUN.replace("DRAIN", PATIENCE_S).replace("SLOWLY", "pass")
         + "\nprint('ready', flush=True); sys.stdin.read(); asyncio.run(main(9))"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -297,8 +299,9 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
     assert other.stdout.readline() == "ready\n"
     one = subprocess.Popen([sys.executable, "-c", code, tmp_path / "r"], env=environment, **pipes)
     assert one.stdout.readline() == "begun\n"
-    deadline = time.monotonic() + 20
-    while not (tmp_path / "r" / "run.json").exists() and time.monotonic() < deadline:
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "r" / "run.json").exists():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     _, told = other.communicate(timeout=300)
     assert (other.returncode, told.count("one writer a folder")) == (0, 1), told

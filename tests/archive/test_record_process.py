@@ -10,7 +10,6 @@ import sys
 import textwrap
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -362,17 +361,12 @@ async def test_a_thread_that_cannot_be_started(many, monkeypatch):
 async def test_a_child_that_is_stuck_is_killed(many, monkeypatch):
     """What it was asked fails in a sentence, and the next reading has another child."""
     folder, events = many
-    monkeypatch.setattr(record_process, "STUCK_S", 0.6)
-    monkeypatch.setattr(record_process, "TICK_S", 0.2)
     records = RecordProcess()
-    child = None
-    while child is None or child.over:  # on a slow machine, its start may take longer than that
-        with suppress(RecordReaderError):
-            await all_of(records.events(folder, since=19_990))
-        child = records._holder.child
     reading = records.events(folder)
     await anext(reading)
-    os.kill(child.pid, signal.SIGSTOP)
+    os.kill(records.pid, signal.SIGSTOP)
+    monkeypatch.setattr(record_process, "STUCK_S", 0.6)  # from now on: a slow one may say nothing for longer
+    monkeypatch.setattr(record_process, "TICK_S", 0.2)
     with pytest.raises(RecordReaderError, match="has said nothing for 1 s and was killed"):
         async for _ in reading:
             pass
@@ -390,10 +384,8 @@ async def test_a_child_without_work_says_that_it_is_alive(many, until):
     reading = records.events(folder)
     await anext(reading)
     child = records._holder.child
-    await until(
-        lambda: child._heard == 4
-    )  # windows: the one that was taken and two more; then the first sign
-    await until(lambda: child._heard == 5)
+    # Windows: the one that was taken and two more; then the first sign, and the next.
+    await until(lambda: child._heard >= 5)
     assert len(reading._came) == 2
     reading.close()
     await records.aclose()

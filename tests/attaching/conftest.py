@@ -13,7 +13,7 @@ def nothing_stays_attached(monkeypatch, tmp_path):
     monkeypatch.setattr(front, "_told_twice", set())
     monkeypatch.setenv("ROLLCAST_RECORDS", str(tmp_path / "records"))
     yield
-    front.detach_all(timeout=10.0)
+    front.detach_all(timeout=60.0)
 
 
 class Seen(EventCapture):
@@ -32,8 +32,8 @@ class Seen(EventCapture):
 
         for attachment in all_attachments():
             if attachment.streaming_manager is self.manager_of_it:
-                assert attachment.watch.flush(30)
-        self.manager_of_it.drain_sync(30)
+                assert attachment.watch.flush(120)
+        self.manager_of_it.drain_sync(120)
         return self
 
     def starts(self):

@@ -107,6 +107,21 @@ def tree():
     manager.close()
 
 
+def test_a_call_that_is_tried_again_when_its_chain_has_ended_is_not_told(tree):
+    """The graph around it has ended meanwhile, and its chain with it."""
+    tree, run = tree
+    tree.began(Beginning("graph", None, "graph"))
+    tree.model_began(
+        Beginning("model", "graph", "model", messages=[{"role": "user", "content": "?"}]), {}, ()
+    )
+    (chain,) = run.open_chains.values()
+    tree.ended("graph")
+    assert chain.ended
+    tree.again("model")
+    tree.failed("model", ValueError("no"))
+    assert len(chain.trajectory.turns) == 1
+
+
 def test_chains_that_nobody_goes_on_with_do_not_pile_up(tree):
     """Of the chains that wait for their tools, the oldest end."""
     tree, run = tree

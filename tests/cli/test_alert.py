@@ -146,7 +146,7 @@ async def test_who_watches_is_alerted_too(tmp_path, shown_type):
         watching = await asyncio.create_subprocess_exec(
             *watch, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV
         )
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while not (out.exists() and out.read_text().endswith("\n")):
             assert time.monotonic() < until
             assert watching.returncode is None

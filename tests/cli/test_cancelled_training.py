@@ -56,7 +56,7 @@ async def test_it_ends_with_one_sentence_and_a_whole_record(tmp_path, what):
                                 break
                     elif (event.event_type, event.data.get("status")) == ("run_end", "cancelled"):
                         break
-            assert process.wait(120) == 0
+            assert process.wait(300) == 0
         finally:
             process.kill()
     text = log.read_text()

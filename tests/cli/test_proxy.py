@@ -37,7 +37,7 @@ class Command:
 
     async def until(self, pattern):
         """Read lines until one matches; what matched."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(300):
             while True:
                 line = (await self.process.stdout.readline()).decode()
                 assert line, self.lines
@@ -47,7 +47,7 @@ class Command:
 
     async def rest(self):
         """What it prints until its end, and its exit code."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(300):
             out = (await self.process.stdout.read()).decode()
             return "".join(self.lines) + out, await self.process.wait()
 

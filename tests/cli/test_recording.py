@@ -409,11 +409,30 @@ def test_a_process_that_is_killed_leaves_what_it_had(tmp_path):
     assert f"{path.name} · arithmetic · crashed" in shown.stdout
 
 
+WAITS = """
+import os, time
+from rollcast import BaseAgent, tool
+from rollcast.testing import ScriptedBackend
+
+@tool(timeout=None)
+def waits() -> str:
+    "x"
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+    return "4"
+
+CALL = '<tool_call>{"name": "waits", "arguments": {}}</tool_call>'
+agent = BaseAgent(backend=ScriptedBackend([CALL, "done"]), tools=[waits])
+"""
+
+
 def test_a_folder_that_is_deleted_meanwhile_is_one_warning(tmp_path):
     """The record is begun anew, and says what it lacks."""
-    with started(tmp_path, *RUN, "--pace", "8") as process:
+    (tmp_path / "mine.py").write_text(WAITS)
+    with started(tmp_path, "run", "mine.py:agent", "--prompt", "x", "--chains", "2") as process:
         path = begun(process, tmp_path)
         delete_while_written(path)
+        (tmp_path / "go").touch()
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 0
     warning, last = errors.splitlines()

@@ -41,7 +41,9 @@ RUN = [start(0), chain(1, "chain_0"), chain_end(2, "chain_0"), end(3)]
 def server(**settings):
     tokens = (Token(TOKEN, ("read", "control", "publish")), Token("reader", ("read",)))
     return WebSocketStreamingServer(
-        "127.0.0.1", 0, settings=ServerSettings(**{"tokens": tokens, "close_s": 0.5} | settings)
+        "127.0.0.1",
+        0,
+        settings=ServerSettings(**{"tokens": tokens, "close_s": 0.5, "hello_s": 60.0} | settings),
     )
 
 

@@ -28,7 +28,9 @@ def server(**settings):
     """A server that takes producers with the token."""
     tokens = (Token(TOKEN, ("read", "control", "publish")), Token("reader", ("read",)))
     return WebSocketStreamingServer(
-        "127.0.0.1", 0, settings=ServerSettings(**{"tokens": tokens, "close_s": 0.5} | settings)
+        "127.0.0.1",
+        0,
+        settings=ServerSettings(**{"tokens": tokens, "close_s": 0.5, "hello_s": 60.0} | settings),
     )
 
 

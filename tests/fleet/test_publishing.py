@@ -39,7 +39,7 @@ async def hub_at(port=0):
     tokens = (Token(TOKEN, ("read", "control", "publish")),)
     manager = StreamingManager(publish=False)
     server = WebSocketStreamingServer(
-        "127.0.0.1", port, settings=ServerSettings(tokens=tokens, close_s=0.5, heartbeat_s=5.0)
+        "127.0.0.1", port, settings=ServerSettings(tokens=tokens, hello_s=60.0, close_s=0.5, heartbeat_s=5.0)
     )
     async with Hub(server, manager) as hub:
         yield hub
@@ -52,7 +52,7 @@ async def publishing(tmp_path):
     made = []
 
     def make(url, **settings):
-        manager = StreamingManager(drain_timeout=2.0)
+        manager = StreamingManager(drain_timeout=60.0)
         observer = HubStreamObserver(
             url, **{"token": TOKEN, "source": "s", "directory": tmp_path / "spool"} | settings
         )

@@ -248,7 +248,7 @@ async def test_a_run_whose_producer_does_not_come_back_ends(tmp_path):
     before = Restored(recorded={("r", "w"): 1}, open=opened)
     manager = StreamingManager(publish=False)
     manager.add_observer(ArchiveObserver(tmp_path / "record", lossless=True))
-    settings = ServerSettings(tokens=(Token(TOKEN, ("read", "publish")),), close_s=0.5)
+    settings = ServerSettings(tokens=(Token(TOKEN, ("read", "publish")),), close_s=0.5, hello_s=60.0)
     server = WebSocketStreamingServer("127.0.0.1", 0, settings=settings)
     async with Hub(server, manager, restored=before, return_s=0.0), talking(server.url) as viewer:
         await viewer.say("subscribe", id="s", since="start")

@@ -12,7 +12,9 @@ from rollcast.stream import StreamingManager
 async def test_a_process_is_known_before_its_events_are_seen(tmp_path):
     """Else a hub that dies before the first acknowledgement would take the rest of its run for another process's (seed 29)."""
     tokens = (Token(TOKEN, ("read", "control", "publish")),)
-    server = WebSocketStreamingServer("127.0.0.1", 0, settings=ServerSettings(tokens=tokens, close_s=0.5))
+    server = WebSocketStreamingServer(
+        "127.0.0.1", 0, settings=ServerSettings(tokens=tokens, hello_s=60.0, close_s=0.5)
+    )
     acks = await asyncio.to_thread(AcksFile, tmp_path)
     async with (
         Hub(server, StreamingManager(publish=False), acks=acks) as hub,

@@ -109,6 +109,6 @@ for step in range(3):
     manager.emit(StreamEvent.now("train_step", train_step=step, policy_version=0, metrics={{}}))
 """
     subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=True, timeout=60
+        [sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=True, timeout=300
     )
     assert [e.data["train_step"] for e in read(path)] == [0, 1, 2]

@@ -28,7 +28,7 @@ class StagedRuns:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
-        self.call(self._open(token, port, record, parent, {"close_s": 0.5} | settings))
+        self.call(self._open(token, port, record, parent, {"close_s": 0.5, "hello_s": 60.0} | settings))
 
     async def _open(self, token, port, record, parent, settings):
         self.manager = StreamingManager()
@@ -85,7 +85,7 @@ class StagedRuns:
 
         self.call(closed())
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(10)
+        self._thread.join()
         self.loop.close()
 
     # -- runs --------------------------------------------------------------------------------------------------------------

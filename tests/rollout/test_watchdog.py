@@ -53,16 +53,26 @@ def test_a_tool_that_blocks_the_event_loop_is_named_once(quick, caplog):
     assert "make that function a plain `def`" in text
 
 
-def test_a_tool_that_awaits_is_not_named(quick, caplog):
-    """However long it takes, and a plain function neither."""
+def test_a_plain_function_is_not_named(quick, monkeypatch, caplog):
+    """However long it takes: it runs on a thread, and the loop answers meanwhile."""
+    monkeypatch.setattr(module, "BLOCKED_S", 30.0)  # longer than a slow machine may hold the loop
+    call_in, answers = module.call_in, []
 
-    @tool
+    def asks(loop, function):
+        call_in(loop, lambda: (function(), answers.append(1)))
+
+    monkeypatch.setattr(module, "call_in", asks)
+
+    @tool(timeout=None)
     def blocks() -> str:
         """x"""
-        time.sleep(0.7)
-        return "4"
+        before, until = len(answers), time.monotonic() + 60
+        while len(answers) < before + 10 and time.monotonic() < until:
+            time.sleep(0.01)
+        return f"{len(answers) - before >= 10}"
 
-    BaseAgent(backend=ScriptedBackend([CALL, "done"]), tools=[blocks]).run(4, HELLO, 2)
+    chains = BaseAgent(backend=ScriptedBackend([CALL, "done"]), tools=[blocks]).run(4, HELLO, 2)
+    assert [call.observation for chain in chains for call in chain.tool_calls] == ["True", "True"]
     assert not caplog.records
 
 

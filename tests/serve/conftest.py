@@ -10,7 +10,15 @@ import pytest
 
 from ports import kept_port
 from rollcast.errors import RefusedError
-from rollcast.serve import ServerSettings, WebSocketStreamingClient, WebSocketStreamingServer
+from rollcast.serve import (
+    ServerSettings,
+    WebSocketStreamingClient,
+    WebSocketStreamingServer,
+    queries,
+    record,
+    recorded_rows,
+    stories,
+)
 from rollcast.stream import StreamingManager
 
 
@@ -19,6 +27,17 @@ def port():
     """Of servers that go and come back."""
     with kept_port() as port:
         yield port
+
+
+@pytest.fixture
+def patience(monkeypatch):
+    """Answers wait for a record for a minute: a slow machine may need more than the two seconds that they wait otherwise."""
+    for waits in (record.caught_up, record.delivered, record.recorded, record.written):
+        monkeypatch.setattr(waits, "__defaults__", (60.0,))
+    for module in (queries, recorded_rows, stories):
+        monkeypatch.setattr(module, "LATE_S", 60.0)
+    # Nor does a record that opens its files late lack a run.
+    monkeypatch.setattr(queries, "LATE_RECORD_S", 60.0)
 
 
 class Stage:
@@ -30,6 +49,7 @@ class Stage:
 
     async def serve(self, *, token=None, host="127.0.0.1", port=0, **options):
         options.setdefault("close_s", 0.5)
+        options.setdefault("hello_s", 60.0)  # a slow machine may take longer than the 5 s that are usual
         self.server = WebSocketStreamingServer(host, port, token=token, settings=ServerSettings(**options))
         await self.server.start()
         self.manager.add_observer(self.server.get_observer())

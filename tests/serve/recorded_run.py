@@ -24,7 +24,7 @@ async def main(directory, name, port, parent=None):
         ArchiveObserver(Path(directory) / name, about={"parent": parent} if parent else None, masker=False)
     )
     server = WebSocketStreamingServer(
-        "127.0.0.1", int(port), settings=ServerSettings(history_bytes=8192, behind_bytes=8192)
+        "127.0.0.1", int(port), settings=ServerSettings(history_bytes=8192, behind_bytes=8192, hello_s=60.0)
     )
     manager.add_observer(server.get_observer())
     async with server:

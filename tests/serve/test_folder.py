@@ -62,7 +62,7 @@ async def talk_to():
     servers, sockets = [], []
 
     async def talk(path, **settings):
-        settings = ServerSettings(tokens=(Token(TOKEN),), close_s=0.5, **settings)
+        settings = ServerSettings(tokens=(Token(TOKEN),), close_s=0.5, hello_s=60.0, **settings)
         server = await asyncio.to_thread(
             WebSocketStreamingServer, "127.0.0.1", 0, settings=settings, record=path
         )

@@ -74,7 +74,7 @@ async def open_record():
     servers = []
 
     async def serve(path, **settings):
-        settings = ServerSettings(tokens=(Token(TOKEN),), close_s=0.5, **settings)
+        settings = ServerSettings(tokens=(Token(TOKEN),), close_s=0.5, hello_s=60.0, **settings)
         server = await asyncio.to_thread(
             WebSocketStreamingServer, "127.0.0.1", 0, settings=settings, record=path
         )

@@ -208,6 +208,34 @@ def test_the_silent_are_asked_and_then_closed():
     assert code(play.wait(20)) is CloseCode.NO_PONG
 
 
+def test_a_server_that_stood_still_takes_nobody_for_silent():
+    """One that is asked late has as long to answer as any other, and an answer that was read late came in time."""
+    play = Play().greeted()
+    assert play.wait(100) == [Send(Ping())]
+    assert play.session.wait_s == pytest.approx(20)
+    assert play.wait(19) == []
+    play.clock.now += 100
+    assert play.say(Pong()) == []
+    assert play.wait(19) == []
+    assert play.wait(1) == [Send(Ping())]
+    assert code(play.wait(20)) is CloseCode.NO_PONG
+
+
+def test_a_hello_that_is_read_late_came_in_time():
+    """This process stood still; and if something of it is there, the rest has as long again, but only once."""
+    play = Play()
+    play.clock.now += 100
+    assert not any(isinstance(action, Close) for action in play.say(Hello()))
+    assert play.session.grant is not None
+    drips = Play()
+    drips.clock.now += 100
+    drips.session.moved()
+    assert drips.session.wait_s == pytest.approx(5)
+    assert drips.wait(4) == []
+    drips.session.moved()
+    assert code(drips.wait(1)) is CloseCode.NO_HELLO
+
+
 def test_too_many_messages_close():
     """Twice the rate in a burst, the rate for ever."""
     play = Play().greeted()

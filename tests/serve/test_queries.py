@@ -28,6 +28,7 @@ from rollcast.serve.protocol import Hello, Query, Stop, encode_frame
 from rollcast.testing import ScriptedBackend
 
 T = StreamEventType
+pytestmark = pytest.mark.usefixtures("patience")
 
 
 def finish(run, number, *, group="group_0", reward=None, words=("let ", "me ")):
@@ -521,6 +522,8 @@ async def test_a_record_that_is_deleted_meanwhile(stage, tmp_path):
     record = ArchiveObserver(tmp_path / "r", masker=False)
     stage.manager.add_observer(record)
     async with stage.manager.run(chains=3) as run, contextlib.AsyncExitStack() as stack:
+        await stage.manager.drain()
+        await record.recorded()  # it has begun, so that it is followed from the first question on
         await ask(stage, "chains")
         finish(run, 0)
         begin(stack, run, 1)

@@ -48,6 +48,7 @@ async def looked(rows):
     return rows
 
 
+@pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("seed", range(20))
 async def test_rows_are_those_that_the_events_make(manager, record, seed):
     """Whatever the chains do, and whenever somebody looks; a client that watches has the same in the end."""

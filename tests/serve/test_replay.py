@@ -1,6 +1,7 @@
 """Replaying a record over the wire: `subscribe` with a speed, `seek` and `speed`."""
 
 import asyncio
+import itertools
 import json
 import time
 from unittest.mock import ANY
@@ -45,22 +46,26 @@ def words(events):
     return [e["data"]["content"] for e in events if e["event_type"] == "llm_generation_chunk"]
 
 
-async def test_a_replay_takes_as_long_as_the_run_divided_by_its_speed(recorded, talk):
-    """Each event comes when it is due, also if the memory still has them all."""
+async def test_a_replay_takes_as_long_as_the_run_divided_by_its_speed(recorded, talk, monkeypatch):
+    """Each event comes when it is due, also if the memory still has them all; at "max" it is due at once, whatever the pauses were."""
     await speak(recorded, "r", words=8, pause_s=0.1)
-    took = {}
-    for name, speed in (("a", 0.5), ("b", "max")):
+    minutes = itertools.count(time.time(), 60.0)
+    with monkeypatch.context() as slow:
+        slow.setattr(time, "time", lambda: next(minutes))
+        await speak(recorded, "long", words=8)
+    took, recorded_s = {}, {}
+    for run_id, speed in (("r", 0.5), ("long", "max")):
         began = time.monotonic()
-        await talk.say("subscribe", id=name, since="start", speed=speed)
+        await talk.say("subscribe", id=run_id, since="start", speed=speed, filter={"runs": [run_id]})
         assert (await talk.hear("subscribed", "error"))["recovered"]
         events, _ = await talk.events()
-        took[name] = time.monotonic() - began
+        took[run_id] = time.monotonic() - began
         assert words(events) == [f"{n}\n" for n in range(8)]
-        await talk.say("unsubscribe", id=name)
+        recorded_s[run_id] = events[-1]["timestamp"] - events[0]["timestamp"]
+        await talk.say("unsubscribe", id=run_id)
         await talk.hear("done")
-    recorded_s = events[-1]["timestamp"] - events[0]["timestamp"]
-    assert took["a"] >= 0.9 * recorded_s / 0.5
-    assert took["b"] < took["a"]
+    assert took["r"] >= 0.9 * recorded_s["r"] / 0.5
+    assert took["long"] < 60 < 8 * 60 < recorded_s["long"]  # at any other speed it would pause for 80 s
 
 
 async def test_a_replay_is_paused_and_goes_on(recorded, talk):

@@ -13,6 +13,8 @@ from rollcast.stream import StreamingManager
 
 CHAINS = 600
 
+pytestmark = pytest.mark.usefixtures("patience")
+
 
 @pytest.fixture(params=["record", "memory"])
 async def kept(request, stage, tmp_path, monkeypatch):

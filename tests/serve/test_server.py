@@ -1,6 +1,7 @@
 """The server over real sockets, with clients of other packages."""
 
 import asyncio
+import contextlib
 import json
 import os
 import socket as sockets
@@ -11,7 +12,7 @@ import threading
 import aiohttp
 import pytest
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from rollcast import BaseAgent
 from rollcast.errors import InputError
@@ -89,7 +90,7 @@ async def test_the_command_line_of_websockets_is_a_complete_client(stage, say, u
         sys.executable, "-m", "websockets", server.url,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"NO_PROXY": "*"},
     )  # fmt: skip
-    await until(lambda: server.statistics().subscriptions == 1, timeout=30)
+    await until(lambda: server.statistics().subscriptions == 1, timeout=300)  # Python starts
     async with stage.manager.run() as run:
         say(run, ["Hello", " world"])
     out = b""
@@ -215,8 +216,7 @@ async def test_another_version_is_refused(stage):
 async def test_slow_hellos_and_bad_frames_are_closed(stage):
     """Each with its code; the server goes on."""
     server = await stage.serve(hello_s=0.2)
-    async with connect(server.url, **V1) as socket:
-        assert await closed(socket) == 4502
+    assert await code_of_silence(server) == 4502
     await server.stop()
     server = await stage.serve(hello_s=60, limits=Limits(message_bytes=1000, messages_per_s=10))
     for message, code in (("{", 4501), (b"{}", 4501), ("x" * 2000, 4504), ("x" * 9000, 1009)):
@@ -229,6 +229,15 @@ async def test_slow_hellos_and_bad_frames_are_closed(stage):
     async with connect(server.url, **V1) as socket:
         await send(socket, Hello())
         assert await answer(socket, "welcome")
+
+
+async def code_of_silence(server):
+    """The code that a client which says nothing is closed with. On a slow machine its handshake may be too late as well: then another tries."""
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(InvalidHandshake, ConnectionError, EOFError):
+                async with connect(server.url, **V1) as socket:
+                    return await closed(socket)
 
 
 async def test_garbage_on_the_port_does_no_harm(stage, caplog):

@@ -98,8 +98,9 @@ async def slow(stage, until):
     clients = []
 
     async def connect(server, **options):
+        before = server.statistics().subscriptions
         clients.append(await RawClient(server, **options).connect())
-        await until(lambda: server.statistics().subscriptions == len(clients))
+        await until(lambda: server.statistics().subscriptions > before)
         for each in server._clients:  # so that little hides in the operating system
             each.connection.transport.get_extra_info("socket").setsockopt(
                 socket.SOL_SOCKET, socket.SO_SNDBUF, 8192
@@ -228,11 +229,15 @@ async def test_one_that_asks_and_never_reads_the_answers_is_cut_off(stage, slow,
 @pytest.mark.parametrize("plain", [False, True])
 async def test_one_that_stops_answering_without_a_word_is_let_go(stage, slow, until, plain):
     """No FIN, no pong, and nothing is read: not even the close can be sent, and the connection goes all the same."""
-    server = await stage.serve(client_buffer=BUFFER, close_s=0.2, heartbeat_s=0.2, behind_bytes=64 << 20)
-    client = await slow(server, plain=plain)
+    server = await stage.serve(client_buffer=BUFFER, close_s=0.2, heartbeat_s=0.5, behind_bytes=64 << 20)
+    gone = lambda: not server.statistics().connections  # noqa: E731
     async with stage.manager.run() as run:
         with run.chain() as chain, chain.generation() as generation:
-            await say_until(stage, generation, lambda: behind(server), lambda: None)
+            has_been_behind = False
+            while not has_been_behind:  # on a slow machine it may be let go before it is: then another comes
+                client = await slow(server, plain=plain)
+                await say_until(stage, generation, lambda: behind(server) or gone(), lambda: None)
+                has_been_behind = behind(server)
             await until(lambda: server.statistics().connections == 0, timeout=60)
     assert server.statistics().subscriptions == 0
     assert server.statistics().closed_slow == 0  # not for slowness

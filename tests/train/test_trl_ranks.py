@@ -30,7 +30,7 @@ CHAINS = 12
 async def train_on_two(folder):
     """Train with torchrun; the events that a hub got, and those of each process's log."""
     manager = StreamingManager(publish=False)
-    settings = ServerSettings(tokens=(Token(TOKEN, ("read", "publish")),), close_s=0.5)
+    settings = ServerSettings(tokens=(Token(TOKEN, ("read", "publish")),), close_s=0.5, hello_s=60.0)
     server = WebSocketStreamingServer("127.0.0.1", 0, settings=settings)
     with capture_events(manager) as capture:
         async with Hub(server, manager):

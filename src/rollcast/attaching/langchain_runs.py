@@ -363,7 +363,7 @@ class RunTree:
     def again(self, run_id: Any) -> None:
         """The model's integration tries a failed call again."""
         run = self._runs.get(run_id)
-        if run is None or run.generation is None:
+        if run is None or run.generation is None or run.generation.chain.ended:
             return
         run.generation.end("error")
         run.generation = run.generation.chain.generation(sampling=run.sampling, model=_model_of(run)).start()

@@ -99,6 +99,7 @@ class Conversation:
             ConnectionClosed: the client has gone.
         """
         session, client = self._session, self._client
+        client.moved()  # what came before does not count
         while not session.closed and not client.closed:
             try:
                 async with asyncio.timeout(session.wait_s):

@@ -783,9 +783,11 @@ class Session:
         self._clock = clock
         self._epoch = epoch
         self._token = token
+        self._hello_s = hello_s
         self._hello_by = clock() + hello_s
+        self._hello_comes = False  # whether bytes came without a `hello`, so that it was given more time
         self._heard_at = clock()
-        self._asked = False  # whether a ping is unanswered
+        self._asked_at: float | None = None  # when a ping was sent that is unanswered
         self._rate = Rate(limits.messages_per_s, clock)
 
     # -- time --------------------------------------------------------------------------------------------------------
@@ -798,7 +800,7 @@ class Session:
     def _due(self) -> float:
         if self.grant is None:
             return self._hello_by
-        due = self._heard_at + self._heartbeat_s * (2 if self._asked else 1)
+        due = self._silent_at()
         if self.grant.expires_at is not None:
             due = min(due, self._clock() + self.grant.expires_at - self._epoch())
         return due
@@ -816,27 +818,41 @@ class Session:
             return []
         if self.grant.expires_at is not None and self._epoch() >= self.grant.expires_at:
             return self._close(CloseCode.TOKEN_EXPIRED, "the token has expired; reconnect with a new one")
-        if self._asked and now >= self._heard_at + 2 * self._heartbeat_s:
+        if now < self._silent_at():
+            return []
+        if self._asked_at is not None:
             return self._close(
                 CloseCode.NO_PONG, "no message and no pong came within the heartbeat; reconnect"
             )
-        if not self._asked and now >= self._heard_at + self._heartbeat_s:
-            self._asked = True
-            return [Send(Ping())]
-        return []
+        self._asked_at = now
+        return [Send(Ping())]
+
+    def _silent_at(self) -> float:
+        """When the client is asked whether it is there, or has not answered that: both count from when they were done.
+
+        If this process stood still, the client is asked late, and has the same time to answer.
+        """
+        silent_at = self._heard_at + self._heartbeat_s
+        return silent_at if self._asked_at is None else max(silent_at, self._asked_at) + self._heartbeat_s
 
     def moved(self) -> None:
-        """Note that bytes are moving, so the client is not silent although no whole message came."""
+        """Note that bytes are moving, so the client is not silent although no whole message came.
+
+        Its `hello` has as long again then, but only once: this process may have stood still while it waited to be read.
+        """
         self._heard_at = self._clock()
+        if self.grant is None and not self._hello_comes:
+            self._hello_comes, self._hello_by = True, self._heard_at + self._hello_s
 
     # -- messages ----------------------------------------------------------------------------------------------------
 
     def receive(self, message: str | bytes | bytearray | memoryview) -> list[Action]:
         """Take a message, text as `str` and binary as bytes; returns the actions."""
-        actions = self.tick()
+        # It is here, however long it waited until this process had time to read it.
+        self._heard_at, self._asked_at = self._clock(), None
+        actions = [] if self.grant is None else self.tick()
         if self.closed:
             return actions
-        self._heard_at, self._asked = self._clock(), False
         if not self._rate.spend():
             return self._close(
                 CloseCode.LIMIT, f"more than {self._limits.messages_per_s} messages a second came; send fewer"

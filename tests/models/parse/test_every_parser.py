@@ -1,12 +1,11 @@
 """Facts that hold for every format of tool calls."""
 
-import time
-
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from linear import assert_linear
 from rollcast.errors import InputError
 from rollcast.models import resolve_parser
 from rollcast.models.parse import (
@@ -214,16 +213,17 @@ def test_arguments_that_nest_more_deeply_than_a_prompt_can_show_make_a_call_malf
 @every
 def test_the_cost_is_linear(parser):
     """Endless text of any kind, in single characters or at once, costs processor time in proportion to its length."""
+
+    def work(text):
+        turn = parser.incremental()
+        for character in text:
+            turn.feed(character)
+        turn.close()
+        parser.parse(text)
+
     for unit in ENDLESS[parser.name]:
-        for tail in ("", unit[-1]):
-            text = (unit + tail * 60_000 if tail else unit * (60_000 // len(unit)))[:60_000]
-            begin = time.thread_time()
-            turn = parser.incremental()
-            for character in text:
-                turn.feed(character)
-            turn.close()
-            parser.parse(text)
-            assert time.thread_time() - begin < 8, (unit, tail)
+        assert_linear(work, lambda length, unit=unit: (unit * length)[:length])
+        assert_linear(work, lambda length, unit=unit: (unit + unit[-1] * length)[:length])
 
 
 @every

@@ -1,11 +1,10 @@
 """Facts about reasoning and output in a turn's text."""
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from linear import assert_linear
 from rollcast.models import resolve_parser
 from rollcast.models.parse import HermesParser
 from rollcast.models.parse.reading import Reading, split
@@ -353,13 +352,14 @@ def test_any_cut_gives_the_same(text, thinking, data):
 def test_the_cost_is_linear(unit):
     """Endless text of any kind, in single characters or at once."""
     for thinking in (UNKNOWN, INSIDE):
-        text = (unit * 60_000)[:60_000]
-        begin = time.thread_time()
-        turn, whole = Reading(thinking, HermesParser().turn), Reading(thinking, HermesParser().turn)
-        for character in text:
-            turn.feed(character)
-        turn.close()
-        whole.feed(text)
-        whole.close()
-        assert time.thread_time() - begin < 4
-        assert turn.reasoning == whole.reasoning
+
+        def work(text, thinking=thinking):
+            turn, whole = Reading(thinking, HermesParser().turn), Reading(thinking, HermesParser().turn)
+            for character in text:
+                turn.feed(character)
+            turn.close()
+            whole.feed(text)
+            whole.close()
+            assert turn.reasoning == whole.reasoning
+
+        assert_linear(work, lambda length: (unit * length)[:length])
