@@ -93,7 +93,7 @@ def test_where_it_is_stuck_is_told_with_a_button_beside_it(stage, tab):
     one.page.add_init_script(A_MINUTE_LATER)
     page = one.open(link(stage))
     item = see(page, ".stuck li", "chain_7")
-    for told in ("in search", re.compile("quiet for (1 min|60)"), "the median call takes"):
+    for told in ("in search", re.compile(r"quiet for (\d+ min|60)"), "the median call takes"):
         see(page, ".stuck li:has-text('chain_7')", told)
     audit(page, "stuck")
     item.get_by_role("button", name="Cancel … chain_7").click()
