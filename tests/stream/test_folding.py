@@ -1,7 +1,6 @@
 """A chain that is kept as the bytes that came stands as one that is kept as a view."""
 
 import asyncio
-import copy
 from itertools import pairwise
 
 import pytest
@@ -32,17 +31,7 @@ def folded(events):
     chain = FoldedChain(events[0])
     for each in events:
         chain.note(each, encode(each))
-        check_generated(chain)
     return chain
-
-
-def check_generated(chain):
-    """What it says by itself is open is all that a view says."""
-    said = chain.generated()
-    if said is not None:
-        view = chain._applied(ChainView()) if chain._view is None else copy.deepcopy(chain)._fold()
-        assert (view.content, view.content_omitted, view.tool_calls) == (said.data["content"], 0, {})
-        assert (view.step, view.depth, view.group_id) == (said.step, said.depth, chain.group_id)
 
 
 def viewed(events):
@@ -132,7 +121,6 @@ def test_also_if_events_come_twice_or_in_another_order(cuts, looks):
         chain = FoldedChain(events[0])
         for number, each in enumerate(events):
             chain.note(each, encode(each))
-            check_generated(chain)
             if number in looks:
                 chain.view()
         assert told(chain.view()) == told(viewed(events))
@@ -209,18 +197,6 @@ def test_what_has_something_open():
     assert has[CHUNK]
     assert not has[T.LLM_GENERATION_END]
     assert has[T.TOOL_OBSERVATION]
-
-
-def test_an_open_generation_is_told_without_a_view():
-    """Of which there may be thousands, each of which a record asks for every ten seconds; not while calls are open, nor if tokens are missing."""
-    tells = {}
-    chain = FoldedChain(LIFE[0])
-    for each in LIFE:
-        chain.note(each, encode(each))
-        tells[each.event_type] = chain.generated() is not None
-    assert {kind for kind, told_so in tells.items() if told_so} == {CHUNK}
-    assert folded(LIFE[:12]).generated().data["content"] == "ab" * 10
-    assert folded([*LIFE[:2], *LIFE[3:12]]).generated() is None
 
 
 async def test_a_manager_takes_events_with_their_lines():

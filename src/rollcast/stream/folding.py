@@ -157,11 +157,6 @@ class FoldedChain:
         """How the chain stands. Do not change it, and do not keep it."""
         return self._applied(ChainView()) if self._view is None else self._fold()
 
-    def generated(self) -> StreamEvent | None:
-        """All of the open generation as one chunk, if nothing else is open; None: it may be so, but only `view` tells."""
-        chunks = self._chunks
-        return _joined(chunks) if chunks and _offset_of(chunks[0]) == 0 else None
-
     def _applied(self, view: ChainView) -> ChainView:
         for line in self._lines:
             view.apply(decode_unchecked(line))
@@ -191,13 +186,8 @@ def _joined(chunks: list[StreamEvent | EncodableChunk]) -> StreamEvent:
         else:
             texts.append(data["content"])
             ids += data.get("token_ids", ())
-    data = {"content": "".join(texts), "offset": _offset_of(first), "token_ids": ids}
+    offset = first.data.offset if isinstance(first.data, ChunkData) else first.data["offset"]
+    data = {"content": "".join(texts), "offset": offset, "token_ids": ids}
     return StreamEvent(
         CHUNK, last.chain_id, last.timestamp, data, last.step, last.depth, last.seq, last.run_id, last.group_id, last.source
     )  # fmt: skip
-
-
-def _offset_of(chunk: StreamEvent | EncodableChunk) -> int:
-    data = chunk.data
-    offset: int = data.offset if isinstance(data, ChunkData) else data["offset"]
-    return offset

@@ -10,7 +10,6 @@ import msgspec
 
 from rollcast.errors import InputError
 from rollcast.records import EventFilter, StreamEvent, StreamEventType
-from rollcast.records.bounded import clean, whole, word
 from rollcast.records.codec import encode_described
 from rollcast.records.event import OpenToolCall
 from rollcast.records.lanes import RunSources
@@ -355,19 +354,6 @@ class _RelayedRun:
         chain = self.chains.get(chain_id)
         if chain is None or not chain.has_part:
             return None
-        if (said := chain.generated()) is not None:
-            text, as_of = clean(said.data["content"]), self._as_of.get(chain.source, -1)
-            return OpenPart(
-                self.run_id,
-                chain_id,
-                word(chain.group_id),
-                whole(said.step),
-                whole(said.depth),
-                as_of,
-                text,
-                0,
-                [],
-            )
         view = chain.view()
         if view.content is None and not view.tool_calls:
             return None
