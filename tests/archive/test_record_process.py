@@ -286,6 +286,20 @@ async def test_closing_it_fails_what_is_open(many):
             pass
 
 
+async def test_what_is_closed_starts_no_child_until_it_is_reopened(many):
+    """Whoever asks meanwhile is told."""
+    folder, _ = many
+    records = RecordProcess()
+    for _ in range(2):
+        await all_of(records.events(folder, since=19_990))
+        await records.aclose()
+        with pytest.raises(RecordReaderError, match="was stopped"):
+            await all_of(records.events(folder, since=19_990))
+        assert records._holder.child is None
+        records.reopen()
+    await records.aclose()
+
+
 async def test_a_stopped_child_with_a_full_pipe_is_killed_when_it_is_closed(many):
     """Closing takes seconds then, whatever waits in the pipe."""
     folder, _ = many

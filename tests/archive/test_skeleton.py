@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -302,21 +303,34 @@ def test_an_index_is_the_same_however_large_the_blocks_are(events, size):
         assert noted.index(sizes, "zstd").places == expected.places
 
 
-@given(SOME_EVENTS, st.integers(1, 40))
-def test_losses_are_the_same_however_large_the_blocks_are(events, size):
-    """What a `gap` will say of each run and source: from where to where, and how many of which types."""
-    events = [msgspec.structs.replace(event, seq=seq) for seq, event in enumerate(events)]
-    blocks, singly = Losses(), Losses()
+@given(SOME_EVENTS, st.integers(1, 40), st.randoms(use_true_random=False))
+def test_losses_are_the_same_however_large_the_blocks_are(events, size, dice):
+    """What a `gap` will say of each run and source: from where to where, and how many of which types, in whatever order they came."""
+    numbers = list(range(len(events)))
+    dice.shuffle(numbers)
+    events = [msgspec.structs.replace(event, seq=seq) for seq, event in zip(numbers, events, strict=True)]
+    blocks = Losses()
     for at in range(0, len(events), size):
         blocks.add(events[at : at + size], "a reason")
+    said = {(gap.source, gap.run_id): gap.data for gap in blocks.gaps()}
+    expected = {}
     for event in events:
-        singly.add([event], "a reason")
-    assert {(gap.source, gap.run_id): gap.data for gap in blocks.gaps()} == {
-        (gap.source, gap.run_id): gap.data for gap in singly.gaps()
+        span = expected.setdefault((event.source, event.run_id), [event.seq, event.seq, Counter()])
+        first, last = event.seq, event.seq
+        if event.event_type is T.GAP:
+            first, last = event.data.get("from_seq", span[0]), max(last, event.data.get("to_seq", 0))
+            span[2].update(event.data.get("dropped", {}))
+        elif event.event_type is T.CHAIN_SNAPSHOT:
+            first = span[0]
+        else:
+            span[2][event.event_type] += 1
+            if event.event_type is T.LLM_GENERATION_CHUNK:
+                first = event.data.get("from_seq", first)
+        span[0], span[1] = min(span[0], first), max(span[1], last)
+    assert {of: (gap["from_seq"], gap["to_seq"], gap["dropped"]) for of, gap in said.items()} == {
+        of: (first, last, dict(types)) for of, (first, last, types) in expected.items()
     }
-    counted = [event for event in events if event.event_type not in (T.GAP, T.CHAIN_SNAPSHOT)]
-    told = sum(2 for event in events if event.event_type is T.GAP and "dropped" in event.data)
-    assert blocks.count == len(counted) + told
+    assert blocks.count == sum(sum(types.values()) for _, _, types in expected.values())
 
 
 @pytest.mark.parametrize("live", [False, True])

@@ -5,7 +5,8 @@ import threading
 import pytest
 
 from rollcast.archive.worker import Worker
-from rollcast.records import StreamEvent, StreamEventType
+from rollcast.records import StreamEvent, StreamEventType, encode
+from rollcast.stream.waiting import chunk_of_line
 
 
 class Recorder:
@@ -73,6 +74,26 @@ def test_a_system_without_threads_is_said(no_threads):
         worker.start()
     assert not worker.running
     assert worker.flush().done()
+
+
+def test_what_waits_is_bounded_by_the_memory_that_it_takes():
+    """Lists of numbers take ten times as much as their JSON does."""
+    line = encode(
+        StreamEvent.now(
+            StreamEventType.LLM_GENERATION_CHUNK,
+            "chain_0",
+            content="a" * 512,
+            offset=0,
+            token_ids=[7] * 512,
+            logprobs=[-1.0] * 512,
+        )
+    )
+    worker = Worker(Recorder(), "w")
+    worker._thread = threading.current_thread()  # so that nothing is written meanwhile
+    puts = 0
+    while worker.put([chunk_of_line(line)], len(line)) is None:
+        puts += 1
+    assert puts * 512 * 128 <= 16 << 20
 
 
 class Slow(Recorder):

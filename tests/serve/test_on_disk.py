@@ -352,6 +352,31 @@ async def test_clients_that_ask_while_it_stops_leave_no_process(complete, open_r
     await asking
 
 
+async def test_a_stop_that_is_cancelled_leaves_no_process(complete, open_record, talk_to):
+    """As if somebody gave it only so much time, and a client that says nothing takes longer. It can be started again."""
+    server = await open_record(complete[0])
+    talk = await talk_to(server)
+    await talk.ask("runs")
+    talk.socket.transport.pause_reading()
+    stopping = asyncio.create_task(server.stop())
+    await until_closing(server)
+    stopping.cancel()
+    with suppress(asyncio.CancelledError):
+        await stopping
+    assert server._queries.records._holder.child is None
+    talk.socket.transport.abort()
+    await server.start()
+    rows, _ = await (await talk_to(server)).ask("runs")
+    assert {row["run_id"] for row in rows} == {"r1", "r2"}
+
+
+async def until_closing(server):
+    """Wait until it waits for its clients to go."""
+    async with asyncio.timeout(60):
+        while not server._closing:
+            await asyncio.sleep(0.001)
+
+
 async def test_a_server_of_runs_starts_no_process_that_reads_before_it_is_asked():
     """It would take memory from those who never ask."""
     async with WebSocketStreamingServer("127.0.0.1", 0) as server:

@@ -16,6 +16,7 @@ from rollcast.stream.waiting import EncodableChunk, Relayed
 __all__ = ["Losses"]
 
 T = StreamEventType
+CHUNK = T.LLM_GENERATION_CHUNK
 
 
 class _Span(msgspec.Struct):
@@ -34,12 +35,8 @@ class _Span(msgspec.Struct):
                     self.add_gap(object_of(event.data))
         kinds.pop(T.CHAIN_SNAPSHOT, 0)
         self.add_types(kinds)
-        if T.LLM_GENERATION_CHUNK in kinds:
-            for event in events:
-                if event.event_type is T.LLM_GENERATION_CHUNK:
-                    first = _from_seq(event)
-                    if first.__class__ is int and first < self.from_seq:
-                        self.from_seq = first
+        firsts = [_first_seq(event) for event in events if event.event_type in kinds]
+        self.from_seq = min([self.from_seq, *firsts])
 
     def add_gap(self, data: dict[str, Any]) -> None:
         """What a gap stands for."""
@@ -55,10 +52,15 @@ class _Span(msgspec.Struct):
                 self.types[kind] = self.types.get(kind, 0) + count
 
 
-def _from_seq(chunk: Relayed) -> Any:
-    if isinstance(chunk, EncodableChunk):
-        return chunk.from_seq
-    return object_of(chunk.data).get("from_seq")
+def _first_seq(event: Relayed) -> int:
+    """From which `seq` on it tells what happened."""
+    if event.event_type is CHUNK or not event.event_type.known:
+        found: Any = (
+            event.from_seq if isinstance(event, EncodableChunk) else object_of(event.data).get("from_seq")
+        )
+        if found.__class__ is int:
+            return found
+    return event.seq
 
 
 def _by_run(events: list[Relayed]) -> dict[tuple[str, str], list[Relayed]]:

@@ -77,6 +77,7 @@ AHEAD = 2  # items of a reading that the child may send before they are taken
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rollcast.archive.child import main; main()"
 )
+_STOPPED = "the process that reads records was stopped; ask again"
 JOIN_S = 0.005  # how often to look whether the child has ended
 STOP_S = 2.0  # how long a child may take to end before it is killed
 STUCK_S = 60.0  # a child that says nothing for so long, not even that it is alive, is killed
@@ -97,6 +98,7 @@ class RecordProcess:
 
     def __init__(self, *, idle_s: float = IDLE_S) -> None:
         self._idle_s = idle_s
+        self._closed = False
         self._holder = _Holder()
         weakref.finalize(self, _release, self._holder)
 
@@ -196,18 +198,25 @@ class RecordProcess:
             self._start_child(_Child(self._idle_s))
 
     async def aclose(self) -> None:
-        """End the child, and wait until it has ended. A later reading starts another one."""
+        """End the child, and wait until it has ended. From now on readings raise `RecordReaderError`."""
+        self._closed = True
         child, self._holder.child = self._holder.child, None
         if child is not None:
             child.stop()
             while child.is_ending:  # noqa: ASYNC110  (at the interpreter's exit no other thread could wait for it)
                 await asyncio.sleep(JOIN_S)
 
+    def reopen(self) -> None:
+        """Let readings start a child again after `aclose`."""
+        self._closed = False
+
     def _items(self, reading: Reading) -> Items[Any]:
         return Items(reading, self._begin)
 
     def _begin(self, items: Items[Any]) -> _Child:
         """Give the reading to the child, which is started if none runs."""
+        if self._closed:
+            raise RecordReaderError(_STOPPED)
         holder, request = self._holder_here(), _request(items)
         child = holder.child
         if child is None or not child.open(items, request):
@@ -462,7 +471,7 @@ class _Child:
             process.stdout.close()
             if process.stderr is not None:
                 process.stderr.close()
-        self._fail("the process that reads records was stopped; ask again")
+        self._fail(_STOPPED)
 
     def _start(self) -> subprocess.Popen[bytes]:
         if not sys.executable:

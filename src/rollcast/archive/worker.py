@@ -28,7 +28,11 @@ _FULL_EVENTS, _FULL_BYTES = (
     8192,
     16 << 20,
 )  # that may wait here; the rest waits in the observer's queue, which is bounded
-_EVENT_BYTES = 800  # of memory that an event takes, its texts and lists aside
+_EVENT_BYTES, _TOKEN_BYTES = (
+    800,
+    128,
+)  # of memory that an event takes, its texts and lists aside, and a token in it
+_WITH_TOKENS = (T.LLM_GENERATION_CHUNK, T.LLM_GENERATION_END)
 _TRAJECTORY_BYTES = (
     256 << 20
 )  # of memory that waiting trajectories may keep alive: ten thousand chains may end at once
@@ -112,7 +116,7 @@ class Worker:
         Raises:
             RuntimeError: the system gives no thread.
         """
-        size = _bytes_of(events) if text_bytes is None else _EVENT_BYTES * len(events) + text_bytes
+        size = _bytes_of(events) if text_bytes is None else _bytes_of_read(events, text_bytes)
         with self._wake:
             self._events += events
             self._bytes += size
@@ -251,13 +255,25 @@ def _bytes_of(events: Sequence[Relayed]) -> int:
         if event.__class__ is EncodableChunk:
             size += len(data.content)
             if data.token_ids.__class__ is list:
-                size += 128 * len(data.token_ids)
+                size += _TOKEN_BYTES * len(data.token_ids)
         elif event.event_type not in _SMALL and data.__class__ is dict:
             for value in data.values():
                 if value.__class__ is str:
                     size += len(value)
                 elif value.__class__ is list:
                     size += 64 * len(value)
+    return size
+
+
+def _bytes_of_read(events: Sequence[Relayed], text_bytes: int) -> int:
+    """The same of events that were read from so much JSON, in which lists of numbers take far less than in memory."""
+    size = _EVENT_BYTES * len(events) + text_bytes
+    for event in events:
+        if event.event_type in _WITH_TOKENS:
+            data: Any = event.data
+            ids = data.get("token_ids") if data.__class__ is dict else data.token_ids
+            if ids.__class__ is list:
+                size += _TOKEN_BYTES * len(ids)
     return size
 
 

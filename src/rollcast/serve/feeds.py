@@ -176,7 +176,8 @@ class RecordFeeds:
         return self._link is not None or self.folder is not None
 
     def warm(self) -> None:
-        """Start the process that reads records if they are what is served, so that the first client need not wait for it."""
+        """Let records be read. If they are what is served, start the process that reads them, so that the first client need not wait for it."""
+        self.records.reopen()
         if self.is_on_disk:
             try:
                 self.records.warm()

@@ -228,7 +228,8 @@ class WebSocketStreamingServer:
         self._server = None
         server.close(close_connections=False)
         await self._drain()
-        self._broadcaster.detach()
+        self._broadcaster.detach()  # before the process that reads records ends, which some clients are given one by
+        await self._queries.aclose()
         for client in list(self._clients):
             client.close(CloseCode.SHUTTING_DOWN, "the server is shutting down; reconnect later")
         while self._closing:
@@ -237,7 +238,6 @@ class WebSocketStreamingServer:
         if self._gate is not None:
             await self._gate.aclose()
         await server.wait_closed()
-        await self._queries.aclose()  # when all have gone, who could ask again
         logger.info("no longer serving on %s", self.url)
 
     async def _drain(self) -> None:
