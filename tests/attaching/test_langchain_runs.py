@@ -122,6 +122,23 @@ def test_a_call_that_is_tried_again_when_its_chain_has_ended_is_not_told(tree):
     assert len(chain.trajectory.turns) == 1
 
 
+def test_a_call_that_fails_when_its_chain_has_ended_is_not_told():
+    """Such as one of several in a graph that was interrupted."""
+    manager = StreamingManager()
+    with capture_events(manager) as capture, manager.run() as run:
+        tree = RunTree(lambda: run)
+        tree.began(Beginning("graph", None, "graph"))
+        tree.model_began(
+            Beginning("model", "graph", "model", messages=[{"role": "user", "content": "?"}]), {}, ()
+        )
+        tree.ended("graph", GraphBubbleUp(()))
+        assert not run.open_chains
+        tree.failed("model", ValueError("no"))
+    capture.check()
+    assert not [event for event in capture.events if event.event_type == "error"]
+    manager.close()
+
+
 def test_chains_that_nobody_goes_on_with_do_not_pile_up(tree):
     """Of the chains that wait for their tools, the oldest end."""
     tree, run = tree

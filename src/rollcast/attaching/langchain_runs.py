@@ -200,9 +200,9 @@ class _Scope:
             self.known.append(key_of(message))
 
     def report(self, error: BaseException, where: str) -> None:
-        """Show a failure, once, although every run around the one that failed reports it."""
+        """Show a failure, once, although every run around the one that failed reports it; not after the chain has ended."""
         failure = class_name_of(error), text_of(error)
-        if self.chain is not None and failure != self.reported:
+        if self.chain is not None and not self.chain.ended and failure != self.reported:
             self.reported = failure
             self.chain.error(error, where, goes_on=True)
 
