@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test quick soak crashes fleet-faults proxy-fuzz attach-verifiers attach-agent-lightning attach-art attach-skyrl attach-trl test-vllm test-transformers-serve attach-verl check check-page bench bench-vllm checkpoint clean bench-openai test-interpreters guest-check bench-attach-vllm
+.PHONY: demo test quick explore soak crashes fleet-faults proxy-fuzz attach-verifiers attach-agent-lightning attach-art attach-skyrl attach-trl test-vllm test-transformers-serve attach-verl check check-page bench bench-vllm checkpoint clean bench-openai test-interpreters guest-check bench-attach-vllm
 
 # The package alone: what `pip install rollcast` gives.
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -37,6 +37,11 @@ test: $(VENV)/.dev
 # All but what is slow: within two minutes, for the time between two changes.
 quick: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow'
+
+# Tests of properties with examples that are drawn anew, ten times as many. What is found becomes a test of its own.
+EXPLORE ?= 10
+explore: $(VENV)/.dev
+	ROLLCAST_EXPLORE=$(EXPLORE) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m hypothesis
 
 # Campaigns of seeded fault schedules; `make test` plays a twentieth of them.
 SEEDS ?= 0:1000

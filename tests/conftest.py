@@ -72,9 +72,16 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
 
 
+# `make explore` draws new examples, so many times as many; without it each run plays the same, on any machine.
+EXPLORE = int(os.environ.get("ROLLCAST_EXPLORE", "0"))
 # How fast the machine is decides nothing: no deadline for an example, no complaint about slow drawing.
 settings.register_profile(
-    "rollcast", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+    "rollcast",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+    derandomize=not EXPLORE,
+    max_examples=100 * max(EXPLORE, 1),
 )
 settings.load_profile("rollcast")
 
