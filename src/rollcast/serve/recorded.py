@@ -15,7 +15,8 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, cast
 
 from rollcast.archive.format import types_of
 from rollcast.archive.writer import Written
@@ -135,16 +136,19 @@ class Checkpoints:
         """
         history, last = self._history, block.last
         assert last is not None
-        of_last = Lane(last.run_id, last.source)
+        as_of = cast(
+            "Mapping[tuple[str, str], int]", block.as_of
+        )  # a `Lane` for each entry would take most of the time
         begin = max(history.tail, self.latest.position if self.latest else 0)
         window = history.window(begin, history.head - begin)
         for index in range(len(window) - 1, -1, -1):
             entry = window[index]
-            lane = entry.place.lane
-            if entry.merged_from <= block.as_of.get(lane, -1):
-                if lane == of_last and entry.seq == last.seq:
+            place = entry.place
+            if entry.merged_from <= as_of.get((place.run_id, place.source), -1):
+                of_last = place.run_id == last.run_id and place.source == last.source
+                if of_last and entry.seq == last.seq:
                     return begin + index + 1
-                if entry.seq != entry.merged_from or lane == of_last:
+                if of_last or entry.seq != entry.merged_from:
                     return None
         return None
 
