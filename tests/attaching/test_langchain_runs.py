@@ -139,6 +139,25 @@ def test_a_call_that_fails_when_its_chain_has_ended_is_not_told():
     manager.close()
 
 
+def test_a_call_without_an_id_may_be_given_the_one_that_a_model_asked_for(tree):
+    """Both are shown when the graph ends."""
+    tree, run = tree
+    tree.began(Beginning("graph", None, "graph"))
+    tree.model_began(
+        Beginning("model", "graph", "model", messages=[{"role": "user", "content": "?"}]), {}, ()
+    )
+    asks = Answer(
+        {"role": "assistant", "content": ""}, "", "", [ToolCall("call_0", "search", {"q": "a"})], "tool_call", None, None
+    )  # fmt: skip
+    tree.answered("model", asks, asks=True)
+    (chain,) = run.open_chains.values()
+    tree.tool_began(Beginning("tool", "graph", "search"), {"q": "b"}, None)
+    tree.ended("graph", ValueError("no"))
+    assert chain.ended
+    (turn,) = chain.trajectory.turns
+    assert sorted(record.call.arguments["q"] for record in turn.tools) == ["a", "b"]
+
+
 def test_chains_that_nobody_goes_on_with_do_not_pile_up(tree):
     """Of the chains that wait for their tools, the oldest end."""
     tree, run = tree

@@ -188,7 +188,8 @@ class _Scope:
         asked = self.pending.pop(call_id, None) if message["role"] == "tool" else None
         if asked is None or self.chain is None or self.chain.spoken_to:
             return False
-        call = self.chain.tool_call(asked.tool_name, asked.arguments, call_id).start()
+        free = _if_free(self.chain, call_id)
+        call = self.chain.tool_call(asked.tool_name, asked.arguments, free).start()
         call.observation(text_in(message["content"])).end()
         self.chain.message(message)
         return True
@@ -212,7 +213,7 @@ class _Scope:
         if chain.spoken_to or chain.generation_open is not None:
             return
         for call_id, call in asked.items():
-            chain.tool_call(call.tool_name, call.arguments, call_id).start().end("cancelled")
+            chain.tool_call(call.tool_name, call.arguments, _if_free(chain, call_id)).start().end("cancelled")
 
     def end(self, error: BaseException | None, *, unknown: bool = False, response: str | None = None) -> None:
         """End the chain, if it has begun; `response` is its result if no turn of its own has that."""
@@ -425,8 +426,7 @@ class RunTree:
         chain = scope.begun(self._run())
         if not chain.trajectory.turns or chain.spoken_to:  # no model asked for it: the turn has no tokens
             chain.generation().start().end("tool_call")
-        known = call_id if call_id and call_id not in chain.tools_open else None
-        run.call = chain.tool_call(about.name, arguments, known).start()
+        run.call = chain.tool_call(about.name, arguments, _if_free(chain, call_id)).start()
         scope.pending.pop(call_id or "", None)
         run.scope = _Scope(about, scope)  # whatever the tool asks of a model
         run.ends.append(run.scope)
@@ -449,6 +449,11 @@ class RunTree:
             elif scope is not None:
                 scope.say({"role": "tool", "content": observation, "tool_call_id": call.record.call.call_id})
         self.ended(run_id, error)
+
+
+def _if_free(chain: ChainWriter, call_id: str | None) -> str | None:
+    """The id of a call, for the chain to make one if there is none or an open call has it: one of which no id was told may have been given the same."""
+    return call_id if call_id and call_id not in chain.tools_open else None
 
 
 def _model_of(run: _Run) -> str:
