@@ -114,7 +114,9 @@ class TestInEveryView:
         page.locator("dialog").wait_for(state="detached")
         page.keyboard.press("r")
         see(page, "h1", "Runs")
-        page.go_back() if view != "runs" else None
+        if view != "runs":
+            page.go_back()
+            until(page, "document.querySelector('h1').textContent !== 'Runs'")
         page.keyboard.press("o")
         see(page, ".figures")
 
