@@ -106,6 +106,21 @@ def test_text_is_searched_in_rows(many):
     assert "text=chain_1999" in hash_of(page)
 
 
+def test_what_is_typed_stays_while_rows_come_in(many):
+    """The list is drawn anew each time; and the words go with the address."""
+    page = many
+    page.locator("nav a", has_text="Chains").click()
+    box = page.get_by_role("searchbox")
+    box.fill("chain_1999")
+    page.locator(".heads button, .heads a").first.click()  # another order: all is drawn anew
+    until(page, "location.hash.includes('sort=')")
+    assert box.input_value() == "chain_1999"
+    box.press("Enter")
+    see(page, "p", "1 of 2,000 chains")
+    page.go_back()
+    until(page, "document.querySelector('input[type=search]').value === ''")
+
+
 # -- a large group --------------------------------------------------------------------------------------------------------------
 
 

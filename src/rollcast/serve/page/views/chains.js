@@ -63,6 +63,10 @@ export function ChainsPage() {
     link.focus({ preventScroll: true });
   });
 
+  const text = route.query.text?.[0] ?? "";
+  const [typed, setTyped] = useState(text); // kept while rows come in
+  useEffect(() => setTyped(text), [text]);
+
   const moveTo = (/** @type {number} */ index) => {
     const row = rows[Math.min(Math.max(index, 0), rows.length - 1)];
     const list = place.current;
@@ -92,9 +96,8 @@ export function ChainsPage() {
   };
   const search = (/** @type {Event} */ event) => {
     event.preventDefault();
-    const text = /** @type {HTMLInputElement} */ (/** @type {HTMLFormElement} */ (event.currentTarget).elements.namedItem("text")).value.trim();
     const { text: _, ...others } = route.query;
-    go({ ...route, run, query: text ? { ...others, text: [text] } : others });
+    go({ ...route, run, query: typed.trim() ? { ...others, text: [typed.trim()] } : others });
   };
 
   const row = runRow(store, run);
@@ -105,8 +108,8 @@ export function ChainsPage() {
   const sourced = haveSeveralSources(all);
   return html`<div class="title"><div><h1>Chains</h1>
       <p class="muted">${rows.length === all.length ? counted(all.length, "chain") : `${whole(rows.length)} of ${counted(all.length, "chain")}`}${training && steps.length ? ` of step${steps.length > 1 ? "s" : ""} ${steps.join(", ")}` : ""}</p></div>
-      <form class="search" role="search" onSubmit=${search}><label><span class="hidden-name">Text in the answer, the error or an id</span>
-        <input name="text" type="search" value=${route.query.text?.[0] ?? ""} placeholder="text in answers, errors, ids" autocomplete="off" /></label>
+      <form class="search" role="search" onSubmit=${search}><label><span class="hidden-name">Text in answers, errors, ids</span>
+        <input type="search" value=${typed} onInput=${(/** @type {Event} */ event) => setTyped(/** @type {HTMLInputElement} */ (event.currentTarget).value)} placeholder="text in answers, errors, ids" /></label>
         <button class="small-button">Find</button></form></div>
     <${Chips} rows=${all} shown=${rows.length} />
     ${narrow && html`<label class="small muted sort-by">sorted by <select onChange=${(/** @type {Event} */ event) => go({ ...route, run, query: { ...route.query, sort: [/** @type {HTMLSelectElement} */ (event.currentTarget).value] } })}>
