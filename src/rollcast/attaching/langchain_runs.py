@@ -452,7 +452,10 @@ class RunTree:
 
 
 def _if_free(chain: ChainWriter, call_id: str | None) -> str | None:
-    """The id of a call, for the chain to make one if there is none or an open call has it: one of which no id was told may have been given the same."""
+    """The id, or None, so that the chain makes one up, if there is no id or an open call already has it.
+
+    A call that came without an id may have been given the very id that a model asked for.
+    """
     return call_id if call_id and call_id not in chain.tools_open else None
 
 
